@@ -1,0 +1,53 @@
+"""Flax linen modules: one transformer core, no family name in it.
+
+Shapes are written `[batch, length, embed]`. Single letters stand only inside einsums:
+
+  b batch · q query position · k key position · h heads · d head_dim · e embed · v vocabulary
+
+Nothing here reads files or imports torch, transformers or TensorFlow.
+"""
+
+# Configuration.
+from fsb_jax.models.config import Dropout, Run, TransformerConfig
+
+# Models and what they return.
+from fsb_jax.models.encoder import EncoderModel
+from fsb_jax.models.heads import HEADS
+from fsb_jax.models.masks import Mask
+from fsb_jax.models.outputs import (
+  BaseOutput,
+  MaskedLMOutput,
+  MultipleChoiceOutput,
+  NextSentenceOutput,
+  PretrainingOutput,
+  QuestionAnsweringOutput,
+  SequenceClassificationOutput,
+  TokenClassificationOutput,
+)
+from fsb_jax.models.positions import LearnedPositions
+
+# Families.
+from fsb_jax.models.registry import Family, all_families, build, family, family_of_model_type
+
+__all__ = [
+  "HEADS",
+  "BaseOutput",
+  "Dropout",
+  "EncoderModel",
+  "Family",
+  "LearnedPositions",
+  "Mask",
+  "MaskedLMOutput",
+  "MultipleChoiceOutput",
+  "NextSentenceOutput",
+  "PretrainingOutput",
+  "QuestionAnsweringOutput",
+  "Run",
+  "SequenceClassificationOutput",
+  "TokenClassificationOutput",
+  "TransformerConfig",
+  "build",
+  "all_families",
+  "family",
+  "family_of_model_type",
+]

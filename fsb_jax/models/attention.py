@@ -1,0 +1,91 @@
+"""Attention: one entry with a fast path and a reference path, and the multi-head module around it."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fsb_jax.models.layers import at_least_float32, dense
+from fsb_jax.models.masks import Mask
+
+
+def attend(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: Mask,
+  *,
+  scale: float,
+  implementation: str = "auto",
+  dropout_rate: float = 0.0,
+  dropout_rng: jax.Array | None = None,
+) -> jax.Array:
+  """Softmax attention.
+
+  Args:
+    query: `[batch, query, heads, head_dim]`.
+    key: `[batch, key, heads, head_dim]`.
+    value: `[batch, key, heads, head_dim]`.
+    mask: who sees whom.
+    scale: multiplies the scores.
+    implementation: "auto", "reference", "xla" or "cudnn". "auto" takes `jax.nn.dot_product_attention` wherever it
+      computes the same function: it has no dropout, no float64 softmax and one way to fill masked scores.
+    dropout_rate: on the probabilities, where `dropout_rng` is given.
+    dropout_rng: key of that dropout, None for none.
+
+  Returns:
+    `[batch, query, heads, head_dim]`.
+  """
+  dropping = dropout_rng is not None and dropout_rate > 0
+  if implementation == "auto":
+    same = query.dtype != jnp.float64 and mask.fill == "finfo_min" and not dropping
+    implementation = "xla" if same else "reference"
+  if implementation != "reference":
+    if dropping or mask.fill != "finfo_min" or query.dtype == jnp.float64:
+      raise ValueError(
+        f"attention={implementation!r} has no dropout, no float64 and only the finfo_min fill; use 'auto' or 'reference'"
+      )
+    allowed = mask.allowed(query.shape[1], key.shape[1])
+    return jax.nn.dot_product_attention(
+      query, key, value, mask=allowed, scale=scale, implementation=implementation
+    )
+  scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * scale
+  scores = mask.apply(scores.astype(at_least_float32(scores.dtype)))
+  probabilities = mask.apply_to_probabilities(jax.nn.softmax(scores, axis=-1))
+  if dropping:
+    keep = jax.random.bernoulli(dropout_rng, 1.0 - dropout_rate, probabilities.shape)
+    probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
+  return jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(value.dtype), value)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention with separate query, key, value and out projections."""
+
+  config: Any
+
+  @nn.compact
+  def __call__(self, hidden: jax.Array, context) -> jax.Array:
+    """Maps `[batch, length, embed]` to the same shape."""
+    config = self.config
+    heads = (config.num_heads, config.head_dim)
+    query, key, value = (
+      nn.with_logical_constraint(
+        dense(config, heads, ("embed", "heads", "kv"), name)(hidden),
+        ("activation_batch", "activation_length", "activation_heads", "activation_kv"),
+      )
+      for name in ("query", "key", "value")
+    )
+    dropping = not context.deterministic and config.dropout.attention > 0
+    result = attend(
+      query,
+      key,
+      value,
+      context.mask,
+      scale=1.0 / math.sqrt(config.head_dim),
+      implementation=config.run.attention,
+      dropout_rate=config.dropout.attention,
+      dropout_rng=self.make_rng("dropout") if dropping else None,
+    )
+    return dense(config, (config.embed_dim,), ("heads", "kv", "embed"), "out", inputs=2)(result)

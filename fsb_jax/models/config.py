@@ -1,0 +1,103 @@
+"""Frozen descriptions of a transformer: what it is (`TransformerConfig`) and how it runs (`Run`)."""
+
+import dataclasses
+from typing import Any, Literal
+
+from fsb_jax.models.layers import NormSpec
+from fsb_jax.models.positions import LearnedPositions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dropout:
+  """Dropout rates, applied only where a model is called with `deterministic=False`.
+
+  Attributes:
+    hidden: after the embeddings and on every residual branch.
+    attention: on attention probabilities.
+    classifier: before a classification head; None means `hidden`.
+  """
+
+  hidden: float = 0.1
+  attention: float = 0.1
+  classifier: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """Choices of a run: none of them changes which function the model computes.
+
+  Attributes:
+    dtype: of activations and matrix products; norms, softmax and losses use at least float32.
+    param_dtype: of parameters.
+    scan_layers: one stacked layer compiled once (`layers/...`, leading axis) or `layers_{i}/...`.
+    remat: "none", "full", or a name from `jax.checkpoint_policies`.
+    attention: "auto", "reference", or an `implementation` of `jax.nn.dot_product_attention` ("xla", "cudnn").
+    vocab_multiple: vocabulary rows are padded up to a multiple of this, so that a mesh divides them.
+  """
+
+  dtype: str = "float32"
+  param_dtype: str = "float32"
+  scan_layers: bool = True
+  remat: str = "none"
+  attention: str = "auto"
+  vocab_multiple: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+  """One stack of transformer blocks with its embeddings.
+
+  Attributes:
+    vocab_size: token ids the model knows; the table may hold more rows (`Run.vocab_multiple`).
+    embed_dim: width of the residual stream.
+    mlp_dim: width inside the feed-forward block.
+    token_types: rows of the token type table, 0 for none.
+    positions: a position object, see `positions.py`.
+    activations: one name for a plain feed-forward block, two for a gated one.
+    norm: kind and epsilon of every normalisation.
+    norm_placement: "post" normalises after the residual sum, "pre" before each sub-layer.
+    embedding_norm: normalise the sum of the embeddings.
+    final_norm: normalise after the last block.
+    mask_fill: what a masked score becomes, see `masks.Mask`.
+    tie_embeddings: language-model heads decode with the token embedding.
+    pad_token_id: id that fills short rows.
+    initializer_range: standard deviation of freshly drawn kernels and tables.
+  """
+
+  vocab_size: int
+  embed_dim: int
+  num_layers: int
+  num_heads: int
+  mlp_dim: int
+  token_types: int = 0
+  positions: Any = LearnedPositions(length=512)
+  activations: tuple[str, ...] = ("gelu",)
+  norm: NormSpec = NormSpec()
+  norm_placement: Literal["pre", "post"] = "post"
+  embedding_norm: bool = True
+  final_norm: bool = False
+  mask_fill: str = "finfo_min"
+  tie_embeddings: bool = True
+  pad_token_id: int = 0
+  initializer_range: float = 0.02
+  dropout: Dropout = Dropout()
+  run: Run = Run()
+
+  def __post_init__(self):
+    if self.embed_dim % self.num_heads:
+      raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+
+  @property
+  def head_dim(self) -> int:
+    """Width of one attention head."""
+    return self.embed_dim // self.num_heads
+
+  @property
+  def vocab_rows(self) -> int:
+    """Rows of the token table: `vocab_size` rounded up to `run.vocab_multiple`."""
+    multiple = self.run.vocab_multiple
+    return -(-self.vocab_size // multiple) * multiple
+
+  def with_run(self, **changes) -> "TransformerConfig":
+    """A copy with some run choices replaced."""
+    return dataclasses.replace(self, run=dataclasses.replace(self.run, **changes))

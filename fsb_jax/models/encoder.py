@@ -1,0 +1,90 @@
+"""A text encoder: embeddings, stack, pooler, and at most one head."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fsb_jax.models.heads import Head
+from fsb_jax.models.layers import dense, embed
+from fsb_jax.models.masks import mask_from_attention_mask
+from fsb_jax.models.outputs import BaseOutput
+from fsb_jax.models.transformer import HIDDEN_AXES, Context, Stack
+
+
+class EncoderModel(nn.Module):
+  """An encoder with its head.
+
+  Attributes:
+    config: a `TransformerConfig`.
+    head: an unbound head module, or None for the bare encoder (with its pooler).
+  """
+
+  config: Any
+  head: Head | None = None
+
+  @nn.compact
+  def __call__(
+    self,
+    input_ids: jax.Array,
+    attention_mask: jax.Array | None = None,
+    token_type_ids: jax.Array | None = None,
+    position_ids: jax.Array | None = None,
+    deterministic: bool = True,
+    output_hidden_states: bool = False,
+  ):
+    """Encodes a batch.
+
+    Args:
+      input_ids: int `[batch, length]`; `[batch, choices, length]` for multiple choice (and so for all arguments).
+      attention_mask: `[batch, length]`, 1 for real tokens, or `[batch, query, key]`, 1 where a query sees a key.
+      token_type_ids: int `[batch, length]`, zeros if not given.
+      position_ids: int `[batch, length]`, counted by the config's position scheme if not given.
+      deterministic: no dropout; otherwise pass `rngs={"dropout": key}`.
+      output_hidden_states: also return every layer's hidden state.
+
+    Returns:
+      The head's struct, or `BaseOutput`.
+    """
+    choices = None
+    if getattr(self.head, "takes_choices", False):
+      if input_ids.ndim != 3:
+        raise ValueError(f"multiple choice takes input_ids [batch, choices, length], got shape {input_ids.shape}")
+      choices = input_ids.shape[:2]
+      input_ids, attention_mask, token_type_ids, position_ids = (
+        x if x is None else x.reshape(-1, *x.shape[2:])
+        for x in (input_ids, attention_mask, token_type_ids, position_ids)
+      )
+
+    config = self.config
+    token_embed = embed(config, config.vocab_rows, "vocab", "token_embed")
+    hidden = self._embed(token_embed, input_ids, token_type_ids, position_ids, deterministic)
+    context = Context(
+      mask=mask_from_attention_mask(attention_mask, config.mask_fill),
+      deterministic=deterministic,
+      output_hidden_states=output_hidden_states,
+    )
+    hidden, hidden_states = Stack(config, name="encoder")(hidden, context)
+    pooled = None
+    if self.head is None or self.head.uses_pooler:
+      pooled = jnp.tanh(dense(config, (config.embed_dim,), ("embed", "mlp"), "pooler")(hidden[:, 0]))
+    encoded = BaseOutput(last_hidden_state=hidden, pooler_output=pooled, hidden_states=hidden_states)
+    if self.head is None:
+      return encoded
+    result = self.head(encoded, token_embed.attend, deterministic)
+    return result if choices is None else result.replace(logits=result.logits.reshape(choices))
+
+  def _embed(self, token_embed, input_ids, token_type_ids, position_ids, deterministic) -> jax.Array:
+    config = self.config
+    if position_ids is None:
+      position_ids = config.positions.ids(input_ids)
+    hidden = token_embed(input_ids) + config.positions.embed(config, position_ids)
+    if config.token_types:
+      if token_type_ids is None:
+        token_type_ids = jnp.zeros_like(input_ids)
+      hidden = hidden + embed(config, config.token_types, "token_type", "token_type_embed")(token_type_ids)
+    if config.embedding_norm:
+      hidden = config.norm("embedding_norm", config.run)(hidden)
+    hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
+    return nn.Dropout(config.dropout.hidden, deterministic=deterministic)(hidden)

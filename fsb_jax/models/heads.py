@@ -1,0 +1,195 @@
+"""Heads on an encoder. Each reads a `BaseOutput` and returns its own struct of `outputs.py`.
+
+A head class says by `uses_pooler` whether the encoder computes its pooler for it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fsb_jax.models import outputs
+from fsb_jax.models.layers import activation, dense, mask_unused_rows
+
+Attend = Callable[[jax.Array], jax.Array]
+
+
+class Head(nn.Module):
+  """Fields all heads share.
+
+  Attributes:
+    num_labels: classes of a classification head; others ignore it.
+  """
+
+  config: Any
+  num_labels: int = 2
+
+  uses_pooler = False
+
+  def classify(self, x: jax.Array, deterministic: bool, name: str = "classifier") -> jax.Array:
+    """Dropout and a linear layer to `num_labels`, `[..., embed] -> [..., num_labels]`."""
+    x = self.drop(x, deterministic)
+    return dense(self.config, (self.num_labels,), ("embed", "labels"), name)(x)
+
+  def drop(self, x: jax.Array, deterministic: bool) -> jax.Array:
+    """The classifier's dropout."""
+    rates = self.config.dropout
+    rate = rates.hidden if rates.classifier is None else rates.classifier
+    return nn.Dropout(rate, deterministic=deterministic)(x)
+
+
+class Vocabulary(nn.Module):
+  """Transform, norm and decoder of a masked language model (BERT, Devlin et al. 2018, section 3.1).
+
+  Attributes:
+    transform_activation: after the transform; None takes the feed-forward block's.
+  """
+
+  config: Any
+  transform_activation: str | None = None
+
+  @nn.compact
+  def __call__(self, hidden: jax.Array, attend: Attend) -> jax.Array:
+    """Maps `[batch, length, embed]` to `[batch, length, vocab]`."""
+    config = self.config
+    hidden = dense(config, (config.embed_dim,), ("embed", "mlp"), "transform")(hidden)
+    hidden = activation(self.transform_activation or config.activations[0])(hidden)
+    hidden = config.norm("norm", config.run)(hidden)
+    if config.tie_embeddings:
+      bias = self.param(
+        "bias",
+        nn.with_logical_partitioning(nn.initializers.zeros_init(), ("vocab",)),
+        (config.vocab_rows,),
+        config.run.param_dtype,
+      )
+      logits = attend(hidden) + bias.astype(config.run.dtype)
+    else:
+      logits = dense(config, (config.vocab_rows,), ("embed", "vocab"), "decoder")(hidden)
+    logits = nn.with_logical_constraint(logits, ("activation_batch", "activation_length", "activation_vocab"))
+    return mask_unused_rows(logits, config.vocab_size)
+
+
+class MaskedLM(Head):
+  """Scores of the vocabulary at every position.
+
+  Attributes:
+    transform_activation: see `Vocabulary`.
+  """
+
+  transform_activation: str | None = None
+
+  @nn.compact
+  def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.MaskedLMOutput:
+    """See the module's docstring."""
+    logits = Vocabulary(self.config, self.transform_activation, name="masked_lm")(encoded.last_hidden_state, attend)
+    return outputs.MaskedLMOutput(logits=logits, hidden_states=encoded.hidden_states)
+
+
+class NextSentence(Head):
+  """Does the second text follow the first?"""
+
+  uses_pooler = True
+
+  @nn.compact
+  def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.NextSentenceOutput:
+    """See the module's docstring."""
+    logits = dense(self.config, (2,), ("embed", "labels"), "next_sentence")(encoded.pooler_output)
+    return outputs.NextSentenceOutput(logits=logits, hidden_states=encoded.hidden_states)
+
+
+class Pretraining(Head):
+  """`MaskedLM` and `NextSentence` together."""
+
+  uses_pooler = True
+
+  @nn.compact
+  def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.PretrainingOutput:
+    """See the module's docstring."""
+    return outputs.PretrainingOutput(
+      prediction_logits=Vocabulary(self.config, name="masked_lm")(encoded.last_hidden_state, attend),
+      seq_relationship_logits=dense(self.config, (2,), ("embed", "labels"), "next_sentence")(encoded.pooler_output),
+      hidden_states=encoded.hidden_states,
+    )
+
+
+class SequenceClassification(Head):
+  """One of `num_labels` classes (or one number) for a text, from the pooled first token."""
+
+  uses_pooler = True
+
+  @nn.compact
+  def __call__(
+    self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool
+  ) -> outputs.SequenceClassificationOutput:
+    """See the module's docstring."""
+    logits = self.classify(encoded.pooler_output, deterministic)
+    return outputs.SequenceClassificationOutput(logits=logits, hidden_states=encoded.hidden_states)
+
+
+class FirstTokenClassification(Head):
+  """Classes of a text from a two-layer network of its own on the first token, without a pooler (RoBERTa)."""
+
+  @nn.compact
+  def __call__(
+    self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool
+  ) -> outputs.SequenceClassificationOutput:
+    """See the module's docstring."""
+    x = self.drop(encoded.last_hidden_state[:, 0], deterministic)
+    x = jnp.tanh(dense(self.config, (self.config.embed_dim,), ("embed", "mlp"), "classifier_dense")(x))
+    logits = self.classify(x, deterministic, "classifier_out")
+    return outputs.SequenceClassificationOutput(logits=logits, hidden_states=encoded.hidden_states)
+
+
+class TokenClassification(Head):
+  """One of `num_labels` classes for every token."""
+
+  @nn.compact
+  def __call__(
+    self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool
+  ) -> outputs.TokenClassificationOutput:
+    """See the module's docstring."""
+    logits = self.classify(encoded.last_hidden_state, deterministic)
+    return outputs.TokenClassificationOutput(logits=logits, hidden_states=encoded.hidden_states)
+
+
+class MultipleChoice(Head):
+  """A score for every choice; inputs are `[batch, choices, length]`, flattened by the model before the encoder."""
+
+  num_labels: int = 1
+
+  uses_pooler = True
+  takes_choices = True
+
+  @nn.compact
+  def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.MultipleChoiceOutput:
+    """Returns logits `[batch * choices, 1]`, which the model folds to `[batch, choices]`."""
+    x = self.drop(encoded.pooler_output, deterministic)
+    logits = dense(self.config, (1,), ("embed", "labels"), "classifier")(x)
+    return outputs.MultipleChoiceOutput(logits=logits, hidden_states=encoded.hidden_states)
+
+
+class QuestionAnswering(Head):
+  """Scores of every token as the first and as the last of an answer span."""
+
+  @nn.compact
+  def __call__(
+    self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool
+  ) -> outputs.QuestionAnsweringOutput:
+    """See the module's docstring."""
+    scores = dense(self.config, (2,), ("embed", "labels"), "span")(encoded.last_hidden_state)
+    return outputs.QuestionAnsweringOutput(
+      start_logits=scores[..., 0], end_logits=scores[..., 1], hidden_states=encoded.hidden_states
+    )
+
+
+HEADS: dict[str, type[Head]] = {
+  "masked_lm": MaskedLM,
+  "pretraining": Pretraining,
+  "next_sentence": NextSentence,
+  "sequence_classification": SequenceClassification,
+  "token_classification": TokenClassification,
+  "multiple_choice": MultipleChoice,
+  "question_answering": QuestionAnswering,
+}

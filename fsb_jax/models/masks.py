@@ -1,0 +1,83 @@
+"""Attention masks as a small description, made dense only where an attention path needs it."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Fill = Literal["finfo_min", "minus_10000", "zeroed"]
+
+
+@struct.dataclass
+class Mask:
+  """Who may attend to whom; every part given must allow a pair.
+
+  Attributes:
+    keys: `[batch, key]`, true for real tokens.
+    segments: `[batch, length]` ids; tokens see their own segment only (packed rows).
+    dense: `[batch, query, key]`, true where allowed.
+    causal: a query sees keys up to its own index.
+    window: a query sees keys at most this far away on either side.
+    fill: what happens to a masked score. "finfo_min" puts the smallest finite number in its place, so that a row with
+      nothing to see attends evenly. "minus_10000" adds -10000, so that such a row still follows its scores.
+      "zeroed" gives such a row an output of zero.
+  """
+
+  keys: jax.Array | None = None
+  segments: jax.Array | None = None
+  dense: jax.Array | None = None
+  causal: bool = struct.field(pytree_node=False, default=False)
+  window: int | None = struct.field(pytree_node=False, default=None)
+  fill: Fill = struct.field(pytree_node=False, default="finfo_min")
+
+  def allowed(self, queries: int, keys: int) -> jax.Array | None:
+    """Boolean `[batch or 1, 1, queries, keys]`, or None where everything is allowed."""
+    parts = []
+    if self.keys is not None:
+      parts.append(self.keys[:, None, None, :].astype(bool))
+    if self.segments is not None:
+      parts.append((self.segments[:, :, None] == self.segments[:, None, :])[:, None])
+    if self.dense is not None:
+      parts.append(self.dense[:, None].astype(bool))
+    # Queries are the last ones of the keys: index i stands at position i + keys - queries.
+    distance = jnp.arange(keys)[None, :] - (jnp.arange(queries) + keys - queries)[:, None]
+    if self.causal:
+      parts.append((distance <= 0)[None, None])
+    if self.window is not None:
+      parts.append((jnp.abs(distance) <= self.window)[None, None])
+    if not parts:
+      return None
+    result = parts[0]
+    for part in parts[1:]:
+      result = result & part
+    return result
+
+  def apply(self, scores: jax.Array) -> jax.Array:
+    """Masks scores `[batch, heads, query, key]` by the fill rule."""
+    allowed = self.allowed(*scores.shape[-2:])
+    if allowed is None:
+      return scores
+    if self.fill == "minus_10000":
+      return jnp.where(allowed, scores, scores - 10000.0)
+    return jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
+
+  def apply_to_probabilities(self, probabilities: jax.Array) -> jax.Array:
+    """What the fill rule still asks of the softmax's result, same shape as the scores."""
+    allowed = self.allowed(*probabilities.shape[-2:])
+    if self.fill != "zeroed" or allowed is None:
+      return probabilities
+    return jnp.where(allowed, probabilities, 0.0)
+
+
+def mask_from_attention_mask(attention_mask: jax.Array | None, fill: Fill) -> Mask:
+  """A `Mask` from what users pass: `[batch, length]` of real tokens, or `[batch, query, key]` of allowed pairs."""
+  if attention_mask is None:
+    return Mask(fill=fill)
+  if attention_mask.ndim == 2:
+    return Mask(keys=attention_mask, fill=fill)
+  if attention_mask.ndim == 3:
+    return Mask(dense=attention_mask, fill=fill)
+  raise ValueError(
+    f"attention_mask has shape {attention_mask.shape}; give [batch, length] or [batch, query, key] with 1 for visible"
+  )

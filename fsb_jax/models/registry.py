@@ -1,0 +1,104 @@
+"""Families: which Hub configs we read, and the modules they become. Files in `families/` are found, not listed."""
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+
+from fsb_jax.errors import UserError
+from fsb_jax.models.config import TransformerConfig
+from fsb_jax.models.encoder import EncoderModel
+from fsb_jax.models.heads import HEADS, Head
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+  """One kind of checkpoint.
+
+  Attributes:
+    name: how users and files call it.
+    model_type: `model_type` in a Hub config.
+    class_prefix: what its classes begin with ("Bert" in "BertForMaskedLM").
+    config_from_hf: reads a Hub config (a dict), raising UserError on options we lack.
+    config_to_hf: the Hub fields that describe a config; undoes `config_from_hf`.
+    sizes: known shapes by name.
+    heads: head name -> head module, and "base" -> None.
+  """
+
+  name: str
+  model_type: str
+  class_prefix: str
+  config_from_hf: Callable[[Mapping], TransformerConfig]
+  config_to_hf: Callable[[TransformerConfig], dict]
+  sizes: Mapping[str, TransformerConfig]
+  heads: Mapping[str, Callable[..., Head]] = dataclasses.field(default_factory=lambda: HEADS)
+
+  def architecture(self, head: str) -> str:
+    """The class a Hub config names for `head`."""
+    return self.class_prefix + _CLASS_SUFFIX[head]
+
+  def head_of(self, architecture: str) -> str:
+    """The head of a class name; UserError lists the known ones."""
+    known = {self.architecture(head): head for head in ("base", *self.heads)}
+    if architecture not in known:
+      raise UserError(
+        f"{architecture} is not a head of the {self.name} family that fsb_jax knows; pass head= with one of "
+        f"{', '.join(['base', *self.heads])}"
+      )
+    return known[architecture]
+
+
+_CLASS_SUFFIX = {
+  "base": "Model",
+  "masked_lm": "ForMaskedLM",
+  "pretraining": "ForPreTraining",
+  "next_sentence": "ForNextSentencePrediction",
+  "sequence_classification": "ForSequenceClassification",
+  "token_classification": "ForTokenClassification",
+  "multiple_choice": "ForMultipleChoice",
+  "question_answering": "ForQuestionAnswering",
+}
+
+
+@functools.cache
+def all_families() -> dict[str, Family]:
+  """Every family by name."""
+  package = importlib.import_module("fsb_jax.models.families")
+  modules = (importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__))
+  return {module.FAMILY.name: module.FAMILY for module in modules if hasattr(module, "FAMILY")}
+
+
+def family(name: str) -> Family:
+  """The family called `name`."""
+  if name not in all_families():
+    raise UserError(f"unknown model family {name!r}; known: {', '.join(sorted(all_families()))}")
+  return all_families()[name]
+
+
+def family_of_model_type(model_type: str | None) -> Family:
+  """The family of a Hub config's `model_type`."""
+  for candidate in all_families().values():
+    if candidate.model_type == model_type:
+      return candidate
+  known = ", ".join(sorted(f.model_type for f in all_families().values()))
+  raise UserError(f"config.json says model_type {model_type!r}, which fsb_jax does not know; known: {known}")
+
+
+def sized(family_name: str, size: str, **run) -> TransformerConfig:
+  """The config of a named size, with run choices replaced by `run`."""
+  sizes = family(family_name).sizes
+  if size not in sizes:
+    raise UserError(f"unknown size {size!r} of the {family_name} family; known: {', '.join(sizes)}")
+  return sizes[size].with_run(**run)
+
+
+def build(family_name: str, config: TransformerConfig, head: str = "base", num_labels: int = 2) -> nn.Module:
+  """The module of a family with a head."""
+  chosen = family(family_name)
+  if head != "base" and head not in chosen.heads:
+    raise UserError(f"the {family_name} family has no head {head!r}; known: {', '.join(['base', *chosen.heads])}")
+  head_module = None if head == "base" else chosen.heads[head](config=config, num_labels=num_labels)
+  return EncoderModel(config=config, head=head_module)

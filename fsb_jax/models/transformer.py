@@ -1,0 +1,112 @@
+"""The block and the stack: scanned or unrolled, rematerialised by policy name."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax import struct
+
+from fsb_jax.models.attention import Attention
+from fsb_jax.models.layers import Mlp
+from fsb_jax.models.masks import Mask
+
+HIDDEN_AXES = ("activation_batch", "activation_length", "activation_embed")
+
+
+@struct.dataclass
+class Context:
+  """What every layer of a stack reads; built once, never written."""
+
+  mask: Mask
+  deterministic: bool = struct.field(pytree_node=False, default=True)
+  output_hidden_states: bool = struct.field(pytree_node=False, default=False)
+
+
+class Block(nn.Module):
+  """Self-attention and feed-forward, each with its residual and norm."""
+
+  config: Any
+
+  @nn.compact
+  def __call__(self, hidden: jax.Array, per_layer: Any, context: Context) -> tuple[jax.Array, jax.Array | None]:
+    """One layer.
+
+    Args:
+      hidden: `[batch, length, embed]`.
+      per_layer: this layer's slice of what differs by layer; None where nothing does.
+      context: what all layers share.
+
+    Returns:
+      The new hidden state as the carry, and once more as the layer's output where the context asks for it.
+    """
+    config = self.config
+    drop = nn.Dropout(config.dropout.hidden, deterministic=context.deterministic)
+
+    def residual(x, sublayer, norm_name):
+      norm = config.norm(norm_name, config.run)
+      return x + drop(sublayer(norm(x))) if config.norm_placement == "pre" else norm(x + drop(sublayer(x)))
+
+    hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
+    hidden = residual(hidden, lambda x: Attention(config, name="attention")(x, context), "attention_norm")
+    hidden = residual(hidden, Mlp(config, name="mlp"), "mlp_norm")
+    hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
+    return hidden, hidden if context.output_hidden_states else None
+
+
+def remat_policy(name: str):
+  """The checkpoint policy called `name`; "full" saves nothing."""
+  if name == "full":
+    return None
+  policy = getattr(jax.checkpoint_policies, name, None)
+  if policy is None:
+    known = [n for n in dir(jax.checkpoint_policies) if not n.startswith("_")]
+    raise ValueError(f"unknown remat policy {name!r}; use 'none', 'full' or one of {', '.join(known)}")
+  return policy
+
+
+class Stack(nn.Module):
+  """`num_layers` blocks, then the final norm where the config has one."""
+
+  config: Any
+  block: type[nn.Module] = Block
+
+  @nn.compact
+  def __call__(
+    self, hidden: jax.Array, context: Context, per_layer: Any = None
+  ) -> tuple[jax.Array, tuple[jax.Array, ...] | None]:
+    """Runs the stack.
+
+    Args:
+      hidden: `[batch, length, embed]`.
+      context: what all layers share.
+      per_layer: a pytree with a leading axis of `num_layers`, or None.
+
+    Returns:
+      The result `[batch, length, embed]` and, where the context asks for hidden states, a tuple of `num_layers + 1`:
+      the input, then each layer's output, the last one after the final norm.
+    """
+    config, run = self.config, self.config.run
+    block = self.block
+    if run.remat != "none":
+      block = nn.remat(block, prevent_cse=not run.scan_layers, policy=remat_policy(run.remat))
+    states = [hidden]
+    if run.scan_layers:
+      scanned = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast),
+        length=config.num_layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+      )
+      hidden, stacked = scanned(config, name="layers")(hidden, per_layer, context)
+      if context.output_hidden_states:
+        states.extend(stacked[i] for i in range(config.num_layers))
+    else:
+      for i in range(config.num_layers):
+        slice_ = jax.tree.map(lambda x, i=i: x[i], per_layer)
+        hidden, state = block(config, name=f"layers_{i}")(hidden, slice_, context)
+        states.append(state)
+    if config.final_norm:
+      hidden = config.norm("final_norm", run)(hidden)
+    return hidden, (*states[:-1], hidden) if context.output_hidden_states else None
