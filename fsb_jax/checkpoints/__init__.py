@@ -1,0 +1,37 @@
+"""Saving and restoring: Orbax arrays, and what a folder records about itself."""
+
+from fsb_jax.checkpoints.layout import fits, resize, to_layout
+from fsb_jax.checkpoints.metadata import (
+  Metadata,
+  is_checkpoint,
+  library_versions,
+  read_json,
+  read_metadata,
+  write_metadata,
+)
+from fsb_jax.checkpoints.store import (
+  CheckpointStore,
+  copy_tokenizer,
+  existing_step,
+  load_folder,
+  require_empty,
+  save_folder,
+)
+
+__all__ = [
+  "CheckpointStore",
+  "Metadata",
+  "copy_tokenizer",
+  "existing_step",
+  "fits",
+  "is_checkpoint",
+  "library_versions",
+  "load_folder",
+  "read_json",
+  "read_metadata",
+  "require_empty",
+  "resize",
+  "save_folder",
+  "to_layout",
+  "write_metadata",
+]

@@ -13,6 +13,7 @@ from fsb_jax.models.config import Dropout, Run, TransformerConfig
 # Models and what they return.
 from fsb_jax.models.encoder import EncoderModel
 from fsb_jax.models.heads import HEADS
+from fsb_jax.models.initialise import abstract_params, dummy_ids, flatten, fresh_values, may_be_fresh, unflatten
 from fsb_jax.models.masks import Mask
 from fsb_jax.models.outputs import (
   BaseOutput,
@@ -27,7 +28,7 @@ from fsb_jax.models.outputs import (
 from fsb_jax.models.positions import LearnedPositions
 
 # Families.
-from fsb_jax.models.registry import Family, all_families, build, family, family_of_model_type
+from fsb_jax.models.registry import Family, all_families, build, family, family_of_model_type, sized
 
 __all__ = [
   "HEADS",
@@ -46,8 +47,15 @@ __all__ = [
   "SequenceClassificationOutput",
   "TokenClassificationOutput",
   "TransformerConfig",
+  "abstract_params",
   "build",
+  "dummy_ids",
   "all_families",
   "family",
   "family_of_model_type",
+  "flatten",
+  "fresh_values",
+  "may_be_fresh",
+  "sized",
+  "unflatten",
 ]

@@ -45,7 +45,8 @@ def attend(
   if implementation != "reference":
     if dropping or mask.fill != "finfo_min" or query.dtype == jnp.float64:
       raise ValueError(
-        f"attention={implementation!r} has no dropout, no float64 and only the finfo_min fill; use 'auto' or 'reference'"
+        f"attention={implementation!r} has no dropout, no float64 and only the finfo_min fill; "
+        "use 'auto' or 'reference'"
       )
     allowed = mask.allowed(query.shape[1], key.shape[1])
     return jax.nn.dot_product_attention(

@@ -81,11 +81,13 @@ class Embed(nn.Module):
   Attributes:
     rows: rows of the table.
     axes: logical names of the two axes.
+    used_axes: their names where the table is read.
   """
 
   rows: int
   features: int
   axes: tuple[str, str]
+  used_axes: tuple[str, str]
   initializer_range: float = 0.02
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
@@ -97,11 +99,16 @@ class Embed(nn.Module):
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     """Rows for `ids`, `[...] -> [..., features]`."""
-    return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+    return jnp.take(self._table(), ids, axis=0).astype(self.dtype)
 
   def attend(self, x: jax.Array) -> jax.Array:
     """Scores of every row, `[..., features] -> [..., rows]`."""
-    return jnp.einsum("...e,ve->...v", x.astype(self.dtype), self.embedding.astype(self.dtype))
+    return jnp.einsum("...e,ve->...v", x.astype(self.dtype), self._table().astype(self.dtype))
+
+  def _table(self) -> jax.Array:
+    # Stored in as many parts as the mesh has, used in as many as the logits have; left to itself, XLA finds no way
+    # from one to the other and replicates the table.
+    return nn.with_logical_constraint(self.embedding, self.used_axes)
 
 
 def mask_unused_rows(logits: jax.Array, used_rows: int) -> jax.Array:
@@ -162,13 +169,14 @@ def dense(config, features: tuple[int, ...], axes: tuple[str, ...], name: str | 
   )
 
 
-def embed(config, rows: int, row_axis: str, name: str) -> Embed:
+def embed(config, rows: int, row_axis: str, name: str, used_row_axis: str | None = None) -> Embed:
   """An `Embed` of width `embed_dim` with the dtypes and initialisation of `config`."""
   return Embed(
     rows=rows,
     features=config.embed_dim,
     # Not "embed": a table sharded on both axes makes XLA replicate it in full before every lookup.
     axes=(row_axis, "table_embed"),
+    used_axes=(used_row_axis or row_axis, "table_embed"),
     initializer_range=config.initializer_range,
     dtype=config.run.dtype,
     param_dtype=config.run.param_dtype,

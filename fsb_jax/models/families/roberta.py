@@ -28,7 +28,7 @@ FAMILY = Family(
   config_from_hf=config_from_hf,
   config_to_hf=shared_to_hf,
   sizes={
-    "base": TransformerConfig(
+    "roberta_base": TransformerConfig(
       vocab_size=50265,
       embed_dim=768,
       num_layers=12,

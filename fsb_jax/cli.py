@@ -1,0 +1,225 @@
+"""`fsb`: parses, then calls one function. Each command imports what it needs when it runs."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fsb_jax.errors import UserError
+from fsb_jax.version import __version__
+
+app = typer.Typer(
+  name="fsb",
+  no_args_is_help=True,
+  add_completion=False,
+  pretty_exceptions_enable=False,
+  help="Chinese foundation models in JAX: convert, train, evaluate, use, and convert back.",
+)
+convert_app = typer.Typer(no_args_is_help=True, help="Convert checkpoints to and from PyTorch, with proof.")
+app.add_typer(convert_app, name="convert")
+
+GinFiles = Annotated[
+  list[str], typer.Option("--gin_file", help="Gin file; may be given several times. Relative to here or the package.")
+]
+GinPaths = Annotated[list[str] | None, typer.Option("--gin_search_paths", help="More folders with gin files.")]
+_GIN = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+  version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+  debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+  if version:
+    print(__version__)
+    raise typer.Exit
+
+
+@app.command(context_settings=_GIN)
+def train(context: typer.Context, gin_file: GinFiles, gin_search_paths: GinPaths = None) -> None:
+  """Train from gin files; an interrupted run goes on where it was.
+
+  Example: fsb train --gin_file=gin/runs/finetune.gin --gin.MIXTURE_OR_TASK_NAME=tnews
+  --gin.INITIAL_CHECKPOINT_PATH=IDEA-CCNL/Erlangshen-Roberta-110M-NLI --gin.MODEL_DIR=runs/tnews --gin.TRAIN_STEPS=5000
+  """
+  _run("train", "train", context, gin_file, gin_search_paths, keep_config=True)
+
+
+@app.command("eval", context_settings=_GIN)
+def evaluate(context: typer.Context, gin_file: GinFiles, gin_search_paths: GinPaths = None) -> None:
+  """Score a trained model.
+
+  Example: fsb eval --gin_file=gin/runs/eval.gin --gin.MODEL=runs/tnews --gin.MIXTURE_OR_TASK_NAME=tnews
+  """
+  _run("evaluate", "evaluate", context, gin_file, gin_search_paths)
+
+
+@app.command(context_settings=_GIN)
+def infer(context: typer.Context, gin_file: GinFiles, gin_search_paths: GinPaths = None) -> None:
+  """Write a trained model's predictions to a file.
+
+  Example: fsb infer --gin_file=gin/runs/infer.gin --gin.MODEL=runs/tnews --gin.MIXTURE_OR_TASK_NAME=tnews
+  --gin.OUTPUT_FILE=predictions.jsonl
+  """
+  _run("infer", "infer", context, gin_file, gin_search_paths)
+
+
+@app.command()
+def predict(
+  task: Annotated[str, typer.Argument(help="What to do: text_classification.")],
+  model: Annotated[str, typer.Option(help="A training run's folder, a converted folder, or a Hub folder or id.")],
+  text: Annotated[list[str] | None, typer.Option(help="A text, or a pair 'one[SEP]two'; repeatable.")] = None,
+  input_file: Annotated[Path | None, typer.Option("--input", help="A text per line.")] = None,
+  output_file: Annotated[Path | None, typer.Option("--output", help="JSON lines go there instead.")] = None,
+) -> None:
+  """Predict from the shell.
+
+  Example: fsb predict text_classification --model runs/tnews --text 今天很开心
+  """
+  _quiet()
+  from fsb_jax.pipelines import predict_lines
+
+  predict_lines(task, model, text or [], input_file, output_file)
+
+
+@app.command()
+def tasks(name: Annotated[str | None, typer.Argument(help="A task; all of them if not given.")] = None) -> None:
+  """List the tasks, or describe one.
+
+  Example: fsb tasks tnews
+  """
+  from fsb_jax import tasks as known
+
+  for each in [name] if name else known.names():
+    print(known.info(each).describe())
+
+
+@convert_app.command("import")
+def convert_import(
+  source: Annotated[str, typer.Argument(help="Hub folder or id.")],
+  target: Annotated[Path, typer.Argument(help="New folder.")],
+  head: Annotated[str | None, typer.Option(help="Head to load; what the config says if not given.")] = None,
+  param_dtype: Annotated[str, typer.Option(help="Of the parameters.")] = "float32",
+  scan_layers: Annotated[bool, typer.Option(help="Stack the layers.")] = True,
+) -> None:
+  """Turn a PyTorch checkpoint into one of ours.
+
+  Example: fsb convert import IDEA-CCNL/Erlangshen-Roberta-110M-Sentiment erlangshen
+  """
+  _quiet()
+  from convert_torch import cli
+
+  cli.import_checkpoint(source, target, head=head, param_dtype=param_dtype, scan_layers=scan_layers)
+
+
+@convert_app.command("export")
+def convert_export(
+  source: Annotated[Path, typer.Argument(help="A folder of ours, or a training run's.")],
+  target: Annotated[Path, typer.Argument(help="New Hub folder.")],
+  dtype: Annotated[str, typer.Option(help="Of the tensors: float32, float16 or bfloat16.")] = "float32",
+) -> None:
+  """Turn one of ours into a folder that transformers loads.
+
+  Example: fsb convert export runs/tnews tnews-hub
+  """
+  _quiet()
+  from convert_torch import cli
+
+  cli.export_checkpoint(source, target, dtype=dtype)
+
+
+@convert_app.command("verify")
+def convert_verify(
+  source: Annotated[str, typer.Argument(help="Hub folder or id.")],
+  target: Annotated[Path, typer.Argument(help="The folder of ours made from it, or exported to it.")],
+) -> None:
+  """Run both models on the same inputs and write a certificate; needs torch.
+
+  Example: fsb convert verify tnews-hub runs/tnews
+  """
+  _quiet()
+  from convert_torch import cli
+
+  if not cli.verify_checkpoint(source, target):
+    raise typer.Exit(1)
+
+
+@convert_app.command("inspect")
+def convert_inspect(path: Annotated[str, typer.Argument(help="A folder of either kind, or a Hub id.")]) -> None:
+  """Say what a checkpoint holds and whether it would convert.
+
+  Example: fsb convert inspect IDEA-CCNL/Erlangshen-MegatronBert-1.3B
+  """
+  _quiet()
+  from convert_torch import cli
+
+  cli.inspect(path)
+
+
+def _run(module: str, function: str, context, gin_files, search_paths, keep_config: bool = False) -> None:
+  """Calls a function of `fsb_jax.training` with arguments from gin."""
+  bindings = []
+  for argument in context.args:
+    if not argument.startswith("--gin."):
+      raise UserError(f"unknown option {argument}; configuration is given as --gin.NAME=VALUE")
+    bindings.append(argument.removeprefix("--gin."))
+  _quiet()
+  with _silent_import():
+    import seqio  # noqa: F401 - brings TensorFlow
+  import importlib
+
+  from fsb_jax.training import gin_utils
+
+  target = getattr(importlib.import_module(f"fsb_jax.training.{module}"), function)
+  configured, text = gin_utils.configured(target, gin_files, bindings, search_paths or ())
+  _cache_compilations()
+  configured(config_text=text) if keep_config else configured()
+
+
+def _quiet() -> None:
+  """Keeps the libraries' start-up chatter from the terminal."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@contextlib.contextmanager
+def _silent_import():
+  """TensorFlow writes to the terminal while it is imported, before it can be told not to."""
+  sys.stderr.flush()
+  kept = os.dup(2)
+  try:
+    with open(os.devnull, "w") as nowhere:
+      os.dup2(nowhere.fileno(), 2)
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+
+
+def _cache_compilations() -> None:
+  """JAX's persistent compilation cache, unless the environment says otherwise."""
+  import jax
+
+  if not jax.config.jax_compilation_cache_dir:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(home / "fsb_jax" / "compilations"))
+
+
+def main() -> None:
+  """Runs the command line; a user's mistake is one sentence and exit status 2."""
+  debug = "--debug" in sys.argv[1:]
+  try:
+    # --debug may stand anywhere; the parser knows it in front only.
+    app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
+  except UserError as error:
+    if debug:
+      raise
+    print(f"fsb: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+  main()

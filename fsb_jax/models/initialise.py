@@ -1,0 +1,48 @@
+"""Shapes of a model's parameters, and fresh values for those a checkpoint lacks."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+
+def dummy_ids(model: nn.Module) -> jax.Array:
+  """The smallest `input_ids` the model takes."""
+  return jnp.zeros((1, 1, 8) if getattr(model.head, "takes_choices", False) else (1, 8), jnp.int32)
+
+
+def abstract_params(model: nn.Module) -> Any:
+  """Shapes, dtypes and logical names (boxes) of a model's parameters; nothing is allocated."""
+  return jax.eval_shape(model.init, jax.random.key(0), dummy_ids(model))["params"]
+
+
+def flatten(params: Mapping) -> dict[str, Any]:
+  """Nested dicts as one dict of `a/b/c` paths."""
+  return traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Undoes `flatten`."""
+  return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def may_be_fresh(path: str) -> bool:
+  """Whether a checkpoint may lack this parameter: a head or a pooler is trained anew, a body is not."""
+  return path.startswith(("head/", "pooler/"))
+
+
+def fresh_values(model: nn.Module, paths: Collection[str], seed: int = 0) -> dict[str, np.ndarray]:
+  """Freshly drawn host arrays for some of a model's parameters."""
+  if not paths:
+    return {}
+
+  @jax.jit
+  def draw(key):
+    params = flatten(nn.meta.unbox(model.init(key, dummy_ids(model))["params"]))
+    return {path: params[path] for path in paths}
+
+  return jax.tree.map(np.asarray, draw(jax.random.key(seed)))

@@ -1,0 +1,55 @@
+"""From text to answer: one file per task that users know by name."""
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fsb_jax.errors import UserError
+
+_PIPELINES = {"text_classification": "TextClassification"}
+
+
+def pipeline(task: str, model: str | Path, **options: Any):
+  """A callable that answers for `task` ("text_classification") with a model.
+
+  Args:
+    task: name of the pipeline.
+    model: a training run's folder, a converted folder, or a Hub folder or id.
+    **options: of the pipeline's class.
+
+  Raises:
+    UserError: an unknown task, or a model that is none.
+  """
+  if task not in _PIPELINES:
+    raise UserError(f"unknown pipeline {task!r}; there are {', '.join(_PIPELINES)}")
+  return getattr(importlib.import_module(f"fsb_jax.pipelines.{task}"), _PIPELINES[task])(model, **options)
+
+
+def predict_lines(
+  task: str, model: str, texts: Sequence[str], input_file: Path | None, output_file: Path | None
+) -> None:
+  """Answers for texts and for the lines of a file, as JSON lines on standard output or in a file."""
+  if not texts and input_file is None:
+    raise UserError("nothing to predict: give --text or --input FILE")
+  if output_file is not None and output_file.exists():
+    raise UserError(f"{output_file} already exists; choose another --output or move it away")
+  texts = list(texts)
+  if input_file is not None:
+    try:
+      texts += [line for line in input_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+      raise UserError(f"--input {input_file} cannot be read as UTF-8 text: {error}") from error
+  answers = pipeline(task, model)(texts)
+  lines = "".join(
+    json.dumps({"text": text, **answer}, ensure_ascii=False) + "\n" for text, answer in zip(texts, answers)
+  )
+  if output_file is None:
+    sys.stdout.write(lines)
+  else:
+    output_file.write_text(lines, encoding="utf-8")
+
+
+__all__ = ["pipeline", "predict_lines"]

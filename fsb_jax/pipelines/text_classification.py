@@ -1,0 +1,72 @@
+"""Classes of texts or pairs of texts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fsb_jax import encodings
+from fsb_jax.errors import UserError
+from fsb_jax.pretrained import from_pretrained
+
+_PAIR = "[SEP]"
+_LENGTH_MULTIPLE = 16
+
+
+class TextClassification:
+  """Answers with a label and its probability.
+
+  Args:
+    model: a training run's folder, a converted folder, or a Hub folder or id with a sequence classification head.
+    max_length: longest text in tokens; the model's own limit if not given.
+    batch_size: texts at a time.
+    **options: of `from_pretrained`, such as dtype= or mesh=.
+  """
+
+  def __init__(self, model: str | Path, *, max_length: int | None = None, batch_size: int = 32, **options: Any):
+    loaded = from_pretrained(model, **options)
+    if loaded.metadata.head != "sequence_classification":
+      raise UserError(f"{model} has a {loaded.metadata.head} head, not one that classifies texts; train one first")
+    if loaded.tokenizer is None:
+      raise UserError(f"{model} holds no tokenizer; copy vocab.txt or tokenizer.json into it")
+    self.tokenizer = loaded.tokenizer
+    self.label_names = loaded.metadata.label_names or tuple(f"LABEL_{i}" for i in range(loaded.metadata.num_labels))
+    self._params = loaded.params
+    self._max_length = max_length or getattr(loaded.config.positions, "usable_length", 512)
+    self._batch_size = batch_size
+
+    def scores(params, input_ids, attention_mask, token_type_ids):
+      logits = loaded.model.apply({"params": params}, input_ids, attention_mask, token_type_ids).logits
+      return jax.nn.softmax(logits.astype(np.float32), axis=-1)
+
+    self._scores = jax.jit(scores)
+
+  def __call__(self, texts: str | Sequence[str]) -> dict[str, Any] | list[dict[str, Any]]:
+    """{"label", "score"} for a text, or a list of them for several; "one[SEP]two" is a pair."""
+    if isinstance(texts, str):
+      return self([texts])[0]
+    answers = []
+    for first in range(0, len(texts), self._batch_size):
+      answers += self._answer(texts[first : first + self._batch_size])
+    return answers
+
+  def _answer(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+    parts = [text.split(_PAIR, 1) for text in texts]
+    if len({len(part) for part in parts}) > 1:
+      raise UserError(f"some texts are pairs ({_PAIR}) and some are not; ask for them separately")
+    seconds = [part[1] for part in parts] if len(parts[0]) == 2 else None
+    encoded = encodings.encode_pairs(self.tokenizer, [part[0] for part in parts], seconds, max_length=self._max_length)
+    # Few shapes, few compilations: rows to a power of two, lengths to a multiple.
+    rows = 1 << (len(texts) - 1).bit_length()
+    longest = max(len(ids) for ids in encoded["input_ids"])
+    length = min(-(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, max(self._max_length, longest))
+    arrays = {name: np.zeros((rows, length), np.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    arrays["input_ids"][:] = self.tokenizer.pad_token_id or 0
+    for i, (ids, types) in enumerate(zip(encoded["input_ids"], encoded["token_type_ids"])):
+      arrays["input_ids"][i, : len(ids)] = ids
+      arrays["attention_mask"][i, : len(ids)] = 1
+      arrays["token_type_ids"][i, : len(ids)] = types
+    scores = np.asarray(self._scores(self._params, **arrays))[: len(texts)]
+    return [{"label": self.label_names[int(row.argmax())], "score": float(row.max())} for row in scores]

@@ -1,0 +1,209 @@
+"""`from_pretrained`: a model, its parameters and what belongs to them, from a Hub folder, a Hub id or one of ours."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fsb_jax import checkpoints, models
+from fsb_jax.errors import UserError
+from fsb_jax.partitioning import Partitioner
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loaded:
+  """A loaded model; unpacks as `model, params = loaded`.
+
+  Attributes:
+    model: the flax module.
+    params: nested dict of arrays, unboxed.
+    config: its `TransformerConfig`.
+    tokenizer: a fast `transformers` tokenizer, None where the folder has none.
+    generation_config: the folder's `generation_config.json` as a dict, None where it has none.
+    metadata: family, head, labels, source.
+    hf_config: the Hub's `config.json` as a dict.
+    folder: where everything was read from.
+    newly_initialised: paths of parameters the folder lacks; they hold random values.
+  """
+
+  model: nn.Module
+  params: Any
+  config: models.TransformerConfig
+  tokenizer: Any
+  generation_config: dict | None
+  metadata: checkpoints.Metadata
+  hf_config: dict
+  folder: Path
+  newly_initialised: tuple[str, ...] = ()
+
+  def __iter__(self):
+    return iter((self.model, self.params))
+
+
+def from_pretrained(
+  path: str | Path,
+  *,
+  head: str | None = None,
+  num_labels: int | None = None,
+  dtype: str = "float32",
+  param_dtype: str = "float32",
+  scan_layers: bool = True,
+  remat: str = "none",
+  attention: str = "auto",
+  mesh: Any = None,
+  load_tokenizer: bool = True,
+) -> Loaded:
+  """Loads a model.
+
+  Args:
+    path: a Hub folder, a folder of ours (also a training run's), or a Hub id such as
+      "IDEA-CCNL/Erlangshen-Roberta-110M-Sentiment".
+    head: "base", "masked_lm", "sequence_classification", ...; what the folder says if not given. A head the folder
+      lacks is freshly initialised and listed.
+    num_labels: classes of the head, where they are not the folder's.
+    dtype: of activations.
+    param_dtype: of parameters.
+    scan_layers: stacked layers (compiled once) or unrolled ones.
+    remat: what to recompute in the backward pass, see `models.Run`.
+    attention: implementation, see `models.Run`.
+    mesh: a mesh, its sizes as a dict, or a `Partitioner`; parameters are placed on it. None leaves them on the
+      default device.
+    load_tokenizer: also load the tokenizer, which imports `transformers`.
+
+  Raises:
+    UserError: no model there, or one we cannot read.
+  """
+  folder = find_folder(path)
+  partitioner = mesh if mesh is None or isinstance(mesh, Partitioner) else Partitioner(mesh)
+  run = models.Run(
+    dtype=dtype,
+    param_dtype=param_dtype,
+    scan_layers=scan_layers,
+    remat=remat,
+    attention=attention,
+    vocab_multiple=partitioner.vocab_multiple if partitioner else 1,
+  )
+  params, config, metadata, hf_config, fresh = read_folder(folder, head, num_labels, run)
+  model = models.build(metadata.family, config, metadata.head, metadata.num_labels)
+  if partitioner:
+    boxed = models.abstract_params(model)
+    partitioner.validate(boxed)
+    params = jax.tree.map(jax.device_put, params, partitioner.shardings(boxed))
+  else:
+    params = jax.tree.map(jnp.asarray, params)
+  generation = folder / "generation_config.json"
+  return Loaded(
+    model=model,
+    params=params,
+    config=config,
+    tokenizer=_tokenizer(folder) if load_tokenizer else None,
+    generation_config=json.loads(generation.read_text("utf-8")) if generation.is_file() else None,
+    metadata=metadata,
+    hf_config=hf_config,
+    folder=folder,
+    newly_initialised=tuple(fresh),
+  )
+
+
+def find_folder(path: str | Path) -> Path:
+  """The local folder of `path`, downloaded from the Hub where it is an id; UserError where there is neither."""
+  folder = Path(path).expanduser()
+  if folder.is_dir():
+    return folder
+  if folder.exists():
+    raise UserError(f"{path} is a file; give the folder that holds config.json and the weights")
+  if not _HUB_ID.fullmatch(str(path)):
+    raise UserError(f"{path} is neither a folder nor a Hub id (ORGANISATION/NAME)")
+  import huggingface_hub
+
+  try:
+    return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=_HUB_FILES))
+  except Exception as error:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    raise UserError(f"{path} is no folder here, and the Hub did not give it: {reason}") from error
+
+
+def read_folder(
+  folder: Path, head: str | None, num_labels: int | None, run: models.Run
+) -> tuple[Any, models.TransformerConfig, checkpoints.Metadata, dict, list[str]]:
+  """Reads a folder of either kind onto the host.
+
+  Returns:
+    Parameters (nested dict of numpy arrays), config, metadata, Hub config, and the paths that were freshly drawn.
+  """
+  read = _read_ours if checkpoints.is_checkpoint(folder) else _read_hub
+  return read(folder, head, num_labels, run)
+
+
+def _tokenizer(folder: Path) -> Any:
+  from fsb_jax.encodings import load_tokenizer
+
+  return load_tokenizer(folder)
+
+
+def _read_hub(folder: Path, head: str | None, num_labels: int | None, run: models.Run):
+  import convert_torch
+
+  hub = convert_torch.load_hub_folder(folder, head=head, num_labels=num_labels, run=run)
+  metadata = checkpoints.Metadata(
+    family=hub.family,
+    head=hub.head,
+    num_labels=hub.num_labels,
+    label_names=hub.label_names,
+    scan_layers=run.scan_layers,
+    vocab_multiple=run.vocab_multiple,
+    param_dtype=run.param_dtype,
+    source=hub.source,
+    versions=checkpoints.library_versions(),
+  )
+  return hub.params, hub.config, metadata, hub.hf_config, hub.newly_initialised
+
+
+def _read_ours(folder: Path, head: str | None, num_labels: int | None, run: models.Run):
+  params, metadata, hf_config = checkpoints.load_folder(folder)
+  wanted_head = head or metadata.head
+  wanted_labels = num_labels or metadata.num_labels
+  config = dataclasses.replace(models.family(metadata.family).config_from_hf(hf_config), run=run)
+  model = models.build(metadata.family, config, wanted_head, wanted_labels)
+  params, fresh = _fit(checkpoints.to_layout(params, run.scan_layers), model, folder)
+  same_labels = wanted_labels == metadata.num_labels
+  metadata = dataclasses.replace(
+    metadata,
+    head=wanted_head,
+    num_labels=wanted_labels,
+    label_names=metadata.label_names if same_labels else None,
+    scan_layers=run.scan_layers,
+    vocab_multiple=run.vocab_multiple,
+    param_dtype=run.param_dtype,
+  )
+  return params, config, metadata, hf_config, fresh
+
+
+def _fit(params: Any, model: nn.Module, folder: Path) -> tuple[Any, list[str]]:
+  """Saved parameters fitted to a model: vocabularies padded or cut, heads it does not have left out or drawn."""
+  saved = models.flatten(params)
+  boxed = models.flatten(models.abstract_params(model))
+  fresh, problems, fitted = [], [], {}
+  for path, box in boxed.items():
+    wanted = box.value.shape
+    have = saved.get(path)
+    if have is not None and checkpoints.fits(have.shape, wanted, box.names):
+      fitted[path] = np.asarray(checkpoints.resize(have, wanted), box.value.dtype)
+    elif models.may_be_fresh(path):
+      fresh.append(path)
+    else:
+      problems.append(f"- {path} {wanted}: " + ("missing" if have is None else f"the folder has {have.shape}"))
+  problems += [f"+ {path}: unknown" for path in saved if path not in boxed and not models.may_be_fresh(path)]
+  if problems:
+    raise UserError(f"{folder} does not hold the model its config.json describes:\n" + "\n".join(problems))
+  fitted.update(models.fresh_values(model, fresh))
+  return models.unflatten(fitted), fresh

@@ -1,0 +1,33 @@
+"""SeqIO tasks: what is classified, where its rows come from, its labels and its metric.
+
+Listing and describing tasks needs no TensorFlow; `register` imports it.
+"""
+
+from fsb_jax.tasks.jieba_lexicon import lexicon_characters
+from fsb_jax.tasks.metrics import accuracy, predicted_labels
+from fsb_jax.tasks.registry import MIXTURES, TaskInfo, declare, info, names
+from fsb_jax.tasks.tables import table_task
+from fsb_jax.tasks.text_task import NO_LABEL, Split, TextTask
+
+__all__ = [
+  "MIXTURES",
+  "NO_LABEL",
+  "Split",
+  "TaskInfo",
+  "TextTask",
+  "accuracy",
+  "declare",
+  "info",
+  "lexicon_characters",
+  "names",
+  "predicted_labels",
+  "register",
+  "table_task",
+]
+
+
+def register(tokenizer, data_dir=None) -> None:
+  """Registers every known task with SeqIO; see `fsb_jax.tasks.seqio_tasks.register`."""
+  from fsb_jax.tasks.seqio_tasks import register
+
+  register(tokenizer, data_dir)

@@ -1,0 +1,140 @@
+"""Finding and reading data files: plain, gzipped, or inside the archive they were published in."""
+
+import contextlib
+import csv
+import dataclasses
+import gzip
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from fsb_jax.errors import UserError
+
+Row = tuple[str, dict]  # where the row stands ("path, line 17"), and its fields
+
+csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is shorter than some documents
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFile:
+  """A file on disk, or a member of a zip archive; `str` of it is what messages name."""
+
+  path: Path
+  member: str | None = None
+
+  def __str__(self) -> str:
+    return f"{self.path}!{self.member}" if self.member else str(self.path)
+
+  @contextlib.contextmanager
+  def open(self) -> Iterator[io.BufferedIOBase]:
+    """Opens it for reading bytes; a damaged archive is a UserError that names it."""
+    try:
+      with contextlib.ExitStack() as stack:
+        if self.member:
+          archive = stack.enter_context(zipfile.ZipFile(self.path))
+          yield stack.enter_context(archive.open(self.member))
+        elif self.path.suffix == ".gz":
+          yield stack.enter_context(gzip.open(self.path, "rb"))
+        else:
+          yield stack.enter_context(self.path.open("rb"))
+    except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error) as error:
+      raise UserError(f"{self} is damaged ({error}); fetch it again.") from error
+    except FileNotFoundError as error:
+      raise UserError(f"{self} does not exist.") from error
+
+
+def data_directory(data_dir: str | os.PathLike | None) -> Path | None:
+  """The data directory: the argument, else the environment variable FSB_DATA_DIR, else None."""
+  chosen = data_dir or os.environ.get("FSB_DATA_DIR")
+  return Path(chosen).expanduser() if chosen else None
+
+
+def find(data_dir: Path, folder: str, filename: str) -> DataFile | None:
+  """Finds a published file of a benchmark's task.
+
+  It may lie in the task's folder (or in the folder that its archive unpacks to) as it is or gzipped, or inside the
+  archive, which may lie in the task's folder or beside it.
+
+  Args:
+    data_dir: the data directory.
+    folder: the task's folder under it, such as `tnews`; its archive is then `tnews_public.zip`.
+    filename: the file's published name, such as `train.json`.
+  """
+  public = f"{Path(folder).name}_public"
+  for place in (data_dir / folder, data_dir / folder / public, data_dir / public):
+    for name in (filename, f"{filename}.gz"):
+      if (place / name).is_file():
+        return DataFile(place / name)
+  for archive in (data_dir / folder / f"{public}.zip", data_dir / f"{public}.zip"):
+    if archive.is_file():
+      for member in _members(archive):
+        if member.rsplit("/", 1)[-1] == filename:
+          return DataFile(archive, member)
+  return None
+
+
+def read_json_lines(file: DataFile) -> Iterator[Row]:
+  """Yields the JSON objects of a file, one to a line; blank lines are passed over."""
+  with file.open() as handle:
+    for number, line in enumerate(handle, 1):
+      where = f"{file}, line {number}"
+      if not line.strip():
+        continue
+      try:
+        fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+      except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 ({error}).") from error
+      except ValueError as error:
+        raise UserError(f"{where}: not valid JSON ({error}).") from error
+      if not isinstance(fields, dict):
+        raise UserError(f"{where}: must be one JSON object, not {type(fields).__name__}.")
+      yield where, fields
+
+
+def read_table(file: DataFile) -> Iterator[Row]:
+  """Yields the rows of a CSV, TSV or JSON-lines file, chosen by its suffix; any of them may end in .gz.
+
+  CSV follows the usual quoting. TSV has none: a quotation mark there is text, as in most Chinese corpora.
+  """
+  suffix = Path(file.path.stem if file.path.suffix == ".gz" else file.path).suffix.lower()
+  if suffix in (".json", ".jsonl"):
+    yield from read_json_lines(file)
+    return
+  dialects = {
+    ".csv": {"delimiter": ",", "strict": True},
+    ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
+  }
+  if suffix not in dialects:
+    raise UserError(f"{file}: a table is a .csv, .tsv, .json or .jsonl file, or one of these with .gz.")
+  with file.open() as handle:
+    text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
+    reader = csv.reader(text, **dialects[suffix])
+    try:
+      header = next(reader, None)
+      if not header:
+        raise UserError(f"{file}: is empty; its first line must name the columns.")
+      if len(set(header)) != len(header):
+        raise UserError(f"{file}: its first line names a column twice ({', '.join(header)}).")
+      for values in reader:
+        where = f"{file}, line {reader.line_num}"
+        if not values:
+          continue
+        if len(values) != len(header):
+          raise UserError(f"{where}: has {len(values)} columns where the first line names {len(header)}.")
+        yield where, dict(zip(header, values))
+    except csv.Error as error:
+      raise UserError(f"{file}, line {reader.line_num}: not valid {suffix[1:].upper()} ({error}).") from error
+    except UnicodeDecodeError as error:
+      raise UserError(f"{file}, after line {reader.line_num}: not UTF-8 ({error}).") from error
+
+
+def _members(archive: Path) -> list[str]:
+  try:
+    with zipfile.ZipFile(archive) as opened:
+      return opened.namelist()
+  except zipfile.BadZipFile as error:
+    raise UserError(f"{archive} is not a zip archive ({error}); fetch it again.") from error

@@ -1,0 +1,128 @@
+"""What a text classification task is, before any tokenizer: its texts, its labels, where its rows come from."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from fsb_jax.encodings import LabelMap
+from fsb_jax.errors import UserError
+from fsb_jax.tasks.files import Row
+
+NO_LABEL = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """The rows of one split.
+
+  Attributes:
+    examples: per row `id` (the published id, else the row's number in its file), `text`, `text_pair` (pair tasks
+      only), and `label` (a label id, `NO_LABEL` where the split has none).
+    fields: per row the fields as published.
+  """
+
+  examples: list[dict]
+  fields: list[dict]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTask:
+  """A classification of single texts or of pairs.
+
+  Attributes:
+    name: the task's name, under which it is registered.
+    summary: what is classified, in a few words.
+    label_names: the label names in the order of their ids.
+    has_pair: whether an example has a second text.
+    splits: names of the splits.
+    read: `(split, data_dir) -> Split`.
+  """
+
+  name: str
+  summary: str
+  label_names: tuple[str, ...]
+  has_pair: bool
+  splits: tuple[str, ...]
+  read: Callable[[str, Path | None], Split]
+
+  def __post_init__(self):
+    LabelMap(self.label_names)  # refuses repeated names and an empty list
+
+
+@functools.lru_cache(maxsize=32)
+def load_split(task: TextTask, split: str, data_dir: Path | None) -> Split:
+  """Reads a split, once in a process.
+
+  Raises:
+    UserError: the task has no such split, its file is missing, or a line of it is malformed.
+  """
+  if split not in task.splits:
+    raise UserError(f"Task {task.name} has no split {split!r}; its splits are {', '.join(task.splits)}.")
+  loaded = task.read(split, data_dir)
+  if not loaded.examples:
+    raise UserError(f"Task {task.name} has no examples in its split {split!r}.")
+  return loaded
+
+
+def make_split(
+  rows: Iterable[Row],
+  text_column: str,
+  text_pair_column: str | None,
+  label_column: str | None,
+  label_ids: Mapping[str, int],
+  *,
+  id_column: str | None = None,
+  dropped_labels: tuple[str, ...] = (),
+) -> Split:
+  """Turns the rows of a file into a split.
+
+  Args:
+    rows: where each row stands and its fields.
+    text_column: field with the text.
+    text_pair_column: field with the second text, or None.
+    label_column: field with the label, or None for a split without labels.
+    label_ids: from the label as the file writes it to its id.
+    id_column: field with the published id; used where it is there and an int32, else the row's number stands in.
+    dropped_labels: rows with one of these labels are left out.
+
+  Raises:
+    UserError: a field is missing or not text, or a label is unknown; the message starts with the file and line.
+  """
+  examples, kept_fields = [], []
+  for number, (where, fields) in enumerate(rows):
+    label = NO_LABEL
+    if label_column:
+      label_text = str(_field(where, fields, label_column))
+      if label_text in dropped_labels:
+        continue
+      if label_text not in label_ids:
+        known = ", ".join(list(label_ids)[:20]) + (", ..." if len(label_ids) > 20 else "")
+        raise UserError(f"{where}: unknown label {label_text!r} in {label_column!r}; the known labels are {known}.")
+      label = label_ids[label_text]
+    published = fields.get(id_column)
+    row_id = published if type(published) is int and abs(published) < 2**31 else number
+    example = {"id": row_id, "text": _text(where, fields, text_column)}
+    if text_pair_column:
+      example["text_pair"] = _text(where, fields, text_pair_column)
+    example["label"] = label
+    examples.append(example)
+    kept_fields.append(fields)
+  return Split(examples, kept_fields)
+
+
+def _field(where: str, fields: dict, name: str):
+  if name not in fields:
+    raise UserError(f"{where}: no field {name!r}; it has {', '.join(map(str, fields))}.")
+  return fields[name]
+
+
+def _text(where: str, fields: dict, name: str) -> str:
+  value = _field(where, fields, name)
+  if not isinstance(value, str):
+    raise UserError(f"{where}: field {name!r} must be text, not {type(value).__name__}.")
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:  # JSON can escape half a character
+    raise UserError(f"{where}: field {name!r} is not valid Unicode ({error}).") from error
+  return value

@@ -1,0 +1,146 @@
+"""What a run starts from: a checkpoint, or a size with fresh weights; and how it is placed on the mesh."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import optax
+
+from fsb_jax import checkpoints, models, pretrained
+from fsb_jax.encodings import load_tokenizer
+from fsb_jax.errors import UserError
+from fsb_jax.partitioning import Partitioner
+from fsb_jax.training.step import TrainState, new_state
+
+
+@dataclasses.dataclass(frozen=True)
+class SizedModel:
+  """A named size of a family, for training from scratch.
+
+  Attributes:
+    family: e.g. "bert".
+    size: e.g. "tiny"; see `fsb_jax/models/families/`.
+  """
+
+  family: str
+  size: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+  """A model about to be trained or used.
+
+  Attributes:
+    params: host arrays, None where they are to be drawn.
+    newly_initialised: paths drawn because the checkpoint lacks them.
+  """
+
+  model: nn.Module
+  config: models.TransformerConfig
+  metadata: checkpoints.Metadata
+  hf_config: dict
+  tokenizer: Any
+  params: Any = None
+  newly_initialised: tuple[str, ...] = ()
+
+
+def find_tokenizer(path: str | Path | Any | None, fallback: str | Path | None) -> Any:
+  """The tokenizer at `path` (or `path` itself, if it is one), else the checkpoint's own."""
+  where = path or fallback
+  if where is None:
+    raise UserError("training from scratch needs TOKENIZER, the folder of a tokenizer")
+  if not isinstance(where, str | Path):
+    return where
+  tokenizer = load_tokenizer(pretrained.find_folder(where))
+  if tokenizer is None:
+    raise UserError(f"{where} holds no tokenizer; name the folder of one as TOKENIZER")
+  return tokenizer
+
+
+def start_from(
+  *,
+  checkpoint: str | Path | None,
+  model: SizedModel | None,
+  tokenizer: Any,
+  head: str | None,
+  label_names: tuple[str, ...] | None,
+  run: models.Run,
+  dropout_rate: float | None = None,
+) -> Start:
+  """Reads a checkpoint, or describes a model to be drawn.
+
+  Args:
+    checkpoint: Hub folder, Hub id or folder of ours.
+    model: a size, where there is no checkpoint.
+    tokenizer: the tokenizer the data is encoded with.
+    head: head to train; None takes the checkpoint's.
+    label_names: classes of that head; None takes the checkpoint's.
+    run: run choices.
+    dropout_rate: replaces the config's hidden and attention dropout.
+  """
+  if (checkpoint is None) == (model is None):
+    raise UserError("give either INITIAL_CHECKPOINT_PATH or a MODEL from gin/models, and set the other to None")
+  if checkpoint is not None:
+    folder = pretrained.find_folder(checkpoint)
+    num_labels = None if label_names is None else len(label_names)
+    params, config, metadata, hf_config, fresh = pretrained.read_folder(folder, head, num_labels, run)
+  else:
+    family = models.family(model.family)
+    config = dataclasses.replace(models.sized(model.family, model.size), vocab_size=len(tokenizer), run=run)
+    metadata = checkpoints.Metadata(
+      family=model.family,
+      head=head or "base",
+      num_labels=len(label_names or ()),
+      scan_layers=run.scan_layers,
+      vocab_multiple=run.vocab_multiple,
+      param_dtype=run.param_dtype,
+      source={"size": model.size},
+      versions=checkpoints.library_versions(),
+    )
+    params, fresh = None, ()
+    hf_config = {"model_type": family.model_type}
+  if len(tokenizer) > config.vocab_size:
+    raise UserError(
+      f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary only {config.vocab_size}: they do not "
+      "belong together"
+    )
+  if dropout_rate is not None:
+    dropout = dataclasses.replace(config.dropout, hidden=dropout_rate, attention=dropout_rate)
+    config = dataclasses.replace(config, dropout=dropout)
+  family = models.family(metadata.family)
+  hf_config = {**hf_config, **family.config_to_hf(config), "architectures": [family.architecture(metadata.head)]}
+  if label_names is not None:
+    metadata = dataclasses.replace(metadata, label_names=tuple(label_names))
+    hf_config["id2label"] = {str(i): name for i, name in enumerate(label_names)}
+    hf_config["label2id"] = {name: i for i, name in enumerate(label_names)}
+  return Start(
+    model=models.build(metadata.family, config, metadata.head, metadata.num_labels),
+    config=config,
+    metadata=metadata,
+    hf_config=hf_config,
+    tokenizer=tokenizer,
+    params=params,
+    newly_initialised=tuple(fresh),
+  )
+
+
+def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+  """Shapes and logical names of the state; nothing is allocated."""
+  return jax.eval_shape(lambda params: new_state(params, optimizer), models.abstract_params(model))
+
+
+def place(start: Start, optimizer: optax.GradientTransformation, partitioner: Partitioner, seed: int) -> TrainState:
+  """The first state, split over the mesh; no device ever holds it whole."""
+  boxed = abstract_state(start.model, optimizer)
+  shardings = partitioner.shardings(boxed)
+  if start.params is not None:
+    params = jax.tree.map(jax.device_put, start.params, shardings.params)
+    return partitioner.jit(lambda params: new_state(params, optimizer), out_shardings=shardings)(params)
+
+  def draw(key):
+    params = nn.meta.unbox(start.model.init(key, models.dummy_ids(start.model))["params"])
+    return new_state(params, optimizer)
+
+  return partitioner.jit(draw, out_shardings=shardings)(jax.random.key(seed))

@@ -1,0 +1,272 @@
+"""Training from a gin file: read everything and check it, place the state on the mesh, then the loop."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from fsb_jax import checkpoints, models
+from fsb_jax.encodings import save_tokenizer
+from fsb_jax.errors import UserError
+from fsb_jax.partitioning import Partitioner
+from fsb_jax.training import evaluate as evaluation
+from fsb_jax.training.data import Loader
+from fsb_jax.training.losses import OBJECTIVES
+from fsb_jax.training.reporting import MetricWriter, TrainProgress
+from fsb_jax.training.start import SizedModel, Start, abstract_state, find_tokenizer, place, start_from
+from fsb_jax.training.step import TrainState, train_step
+
+
+def train(
+  *,
+  model_dir: str,
+  task: Any,
+  train_steps: int,
+  batch_size: int,
+  optimizer: optax.GradientTransformation,
+  learning_rate: Callable[[int], float] | None = None,
+  initial_checkpoint_path: str | None = None,
+  model: SizedModel | None = None,
+  tokenizer: Any = None,
+  feature_lengths: Mapping[str, int] = {"inputs": 128},
+  dropout_rate: float | None = None,
+  microbatches: int = 1,
+  buckets: int | tuple[int, ...] = 4,
+  eval_batch_size: int | None = None,
+  eval_period: int | None = None,
+  checkpoint_period: int | None = None,
+  keep_checkpoints: int = 2,
+  log_period: int = 20,
+  run: models.Run | None = None,
+  mesh: Mapping[str, int] | None = None,
+  rules: Mapping[str, Any] | None = None,
+  seed: int = 0,
+  data_dir: str | None = None,
+  explain_partitioning: bool = False,
+  config_text: str | None = None,
+) -> dict[str, float]:
+  """Trains a classifier; a run that was interrupted goes on from its newest checkpoint.
+
+  Args:
+    model_dir: where checkpoints, metrics, the tokenizer and the gin config go.
+    task: name of a task or mixture, or a task from `tasks.table_task`.
+    train_steps: updates in all.
+    batch_size: examples per update, over all devices.
+    optimizer: an optax transformation.
+    learning_rate: its schedule, for the log.
+    initial_checkpoint_path: Hub folder, Hub id or folder of ours to start from.
+    model: a size to train from scratch instead.
+    tokenizer: a tokenizer or its folder, where it is not the checkpoint's.
+    feature_lengths: {"inputs": longest text in tokens}.
+    dropout_rate: replaces the config's hidden and attention dropout.
+    microbatches: parts a batch is cut into to save memory.
+    buckets: how many lengths batches may have, or the lengths.
+    eval_batch_size: examples at a time when scoring; `batch_size` if not given.
+    eval_period: score the validation split every so many steps; only at the end if not given.
+    checkpoint_period: save every so many steps; only at the end if not given.
+    keep_checkpoints: how many of the newest stay.
+    log_period: report every so many steps.
+    run: dtypes, scan, remat, attention.
+    mesh: sizes of the mesh axes.
+    rules: changes to the partitioning rules.
+    seed: of data order, dropout and fresh weights.
+    data_dir: where data lies; FSB_DATA_DIR if not given.
+    explain_partitioning: print what is split over what.
+    config_text: the gin configuration, kept as `config.gin` in the folder.
+
+  Returns:
+    The last metrics: those of the validation split where the task has one, else the training loss.
+  """
+  for name, value in (("TRAIN_STEPS", train_steps), ("BATCH_SIZE", batch_size), ("MICROBATCHES", microbatches)):
+    if not isinstance(value, int) or value < 1:
+      raise UserError(f"{name} must be a whole number above 0, not {value!r}")
+  partitioner = Partitioner(mesh, rules)
+  if batch_size % (microbatches * partitioner.batch_multiple):
+    raise UserError(
+      f"BATCH_SIZE {batch_size} cannot be cut into {microbatches} microbatches over {partitioner.batch_multiple} parts "
+      f"(mesh {partitioner.describe()}); make it a multiple of {microbatches * partitioner.batch_multiple}"
+    )
+  tokenizer = find_tokenizer(tokenizer, initial_checkpoint_path)
+  task_name = getattr(task, "name", task)
+  options = dict(
+    max_length=feature_lengths["inputs"], buckets=buckets, data_dir=data_dir,
+    process_index=jax.process_index(), process_count=jax.process_count(),
+  )
+  loader = Loader(task_name, "train", tokenizer, batch_size=batch_size, shuffle=True, seed=seed, **options)
+  scored = {
+    name: Loader(name, "validation", tokenizer, batch_size=eval_batch_size or batch_size, shuffle=False, **options)
+    for name in evaluation.task_names(task_name)
+    if _has_split(name, "validation")
+  }
+  for each in (loader, *scored.values()):
+    partitioner.validate_batch(each.batch_size, each.buckets)
+  start = start_from(
+    checkpoint=initial_checkpoint_path,
+    model=model,
+    tokenizer=tokenizer,
+    head="sequence_classification",
+    label_names=loader.label_names,
+    run=dataclasses.replace(run or models.Run(), vocab_multiple=partitioner.vocab_multiple),
+    dropout_rate=dropout_rate,
+  )
+  usable = getattr(start.config.positions, "usable_length", None)
+  if usable is not None and loader.buckets[-1] > usable:
+    raise UserError(f"TASK_FEATURE_LENGTHS asks for {loader.buckets[-1]} tokens, the model has positions for {usable}")
+  boxed = abstract_state(start.model, optimizer)
+  partitioner.validate(boxed.params)
+
+  folder = Path(model_dir).expanduser()
+  store = _open(folder, start, keep_checkpoints, config_text)
+  progress = None
+  writer = MetricWriter(folder)
+  try:
+    state = _first_or_saved_state(store, start, optimizer, partitioner, boxed, seed)
+    step = int(state.step)
+    progress = TrainProgress(step, train_steps)
+    _introduce(progress, start, partitioner, loader, scored, boxed, step, explain_partitioning)
+    step_function = partitioner.jit(
+      train_step(start.model, OBJECTIVES[start.metadata.head], optimizer, seed=seed, microbatches=microbatches),
+      out_shardings=(partitioner.shardings(boxed), partitioner.replicated),
+      donate_argnums=0,
+    )
+    eval_function = evaluation.compiled_eval_step(start, partitioner)
+    last: dict[str, float] = {}
+    window = _Window()
+    for batch in _stream(loader, step, train_steps):
+      state, metrics = step_function(state, partitioner.shard_batch(batch))
+      window.add(metrics)
+      step += 1
+      done = step == train_steps
+      if step % log_period == 0 or done:
+        last = window.close()
+        if learning_rate is not None:
+          last["learning_rate"] = float(learning_rate(step - 1))
+        writer.write(step, "train", last)
+        progress.update(step, last)
+        if not np.isfinite(last["loss"]):
+          raise UserError(f"the loss became {last['loss']} at or before step {step}; lower the learning rate")
+      if scored and (done or (eval_period and step % eval_period == 0)):
+        for name, eval_loader in scored.items():
+          last = evaluation.evaluate_split(eval_loader, eval_function, state.params, partitioner)
+          writer.write(step, f"eval/{name}" if len(scored) > 1 else "eval", last)
+          progress.say(f"step {step}: " + evaluation.describe(f"{name} validation", last))
+        window.restart()
+      if done or (checkpoint_period and step % checkpoint_period == 0):
+        store.save(step, state.params, state.optimizer, {"step": step, "seed": seed, "task": task_name})
+        window.restart()
+    store.wait()
+    if not last:
+      progress.say(f"{folder} already holds step {train_steps}; nothing left to train")
+    return last
+  finally:
+    if progress is not None:
+      progress.close()
+    writer.close()
+    store.close()
+
+
+class _Window:
+  """Metrics since the last report; they stay on the device until then."""
+
+  def __init__(self):
+    self._metrics: list[dict[str, jax.Array]] = []
+    self.restart()
+
+  def add(self, metrics: dict[str, jax.Array]) -> None:
+    self._metrics.append(metrics)
+
+  def restart(self) -> None:
+    """Leaves the time since the last step out of the rates."""
+    self._since = time.monotonic() if not self._metrics else self._since
+
+  def close(self) -> dict[str, float]:
+    values = jax.device_get(self._metrics)
+    seconds = time.monotonic() - self._since
+    self._metrics, self._since = [], time.monotonic()
+    return {
+      "loss": float(np.mean([v["loss"] for v in values])),
+      "gradient_norm": float(np.mean([v["gradient_norm"] for v in values])),
+      "examples_per_second": float(sum(v["examples"] for v in values)) / seconds,
+      "tokens_per_second": float(sum(v["tokens"] for v in values)) / seconds,
+      "step_seconds": seconds / len(values),
+    }
+
+
+def _stream(loader: Loader, first_step: int, last_step: int) -> Iterator[Mapping[str, np.ndarray]]:
+  """Batches from `first_step` to `last_step`, epoch after epoch."""
+  epoch, step = 0, 0
+  while step < last_step:
+    length = loader.steps_per_epoch(epoch)
+    if step + length > first_step:
+      skipped = max(first_step - step, 0)
+      for number, batch in enumerate(loader.batches(epoch, skipped), start=step + skipped):
+        if number >= last_step:
+          return
+        yield batch
+    step, epoch = step + length, epoch + 1
+
+
+def _has_split(task_name: str, split: str) -> bool:
+  import seqio
+
+  return split in seqio.get_mixture_or_task(task_name).splits
+
+
+def _open(folder: Path, start: Start, keep: int, config_text: str | None) -> checkpoints.CheckpointStore:
+  """The run's folder, described before the first step; UserError where it holds another model."""
+  if checkpoints.is_checkpoint(folder):
+    metadata, hf_config = checkpoints.read_metadata(folder)
+    for name in ("family", "head", "num_labels", "scan_layers"):
+      ours, theirs = getattr(start.metadata, name), getattr(metadata, name)
+      if ours != theirs:
+        raise UserError(f"MODEL_DIR {folder} holds a run with {name}={theirs}, this one has {ours}; choose another")
+    family = models.family(metadata.family)
+    shape = dataclasses.replace(family.config_from_hf(hf_config), run=start.config.run, dropout=start.config.dropout)
+    if shape != start.config:
+      raise UserError(f"MODEL_DIR {folder} holds a run of another model size; choose another folder")
+    return checkpoints.CheckpointStore(folder, keep)
+  if jax.process_index() == 0:
+    checkpoints.require_empty(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(start.tokenizer, folder)
+    if config_text is not None:
+      (folder / "config.gin").write_text(config_text, encoding="utf-8")
+    checkpoints.write_metadata(folder, start.metadata, start.hf_config)
+  return checkpoints.CheckpointStore(folder, keep)
+
+
+def _first_or_saved_state(store, start, optimizer, partitioner, boxed: TrainState, seed: int) -> TrainState:
+  saved = store.latest_step()
+  if saved is None:
+    return place(start, optimizer, partitioner, seed)
+  shardings = partitioner.shardings(boxed)
+  return TrainState(
+    step=jax.device_put(np.int32(saved), partitioner.replicated),
+    params=store.restore(saved, "params", boxed.params, shardings.params),
+    optimizer=store.restore(saved, "optimizer", boxed.optimizer, shardings.optimizer),
+  )
+
+
+def _introduce(progress, start, partitioner, loader, scored, boxed, first_step, explain) -> None:
+  """What is about to happen, before the first compilation."""
+  count = sum(int(np.prod(box.shape)) for box in jax.tree.leaves(boxed.params))
+  progress.say(f"{start.metadata.family} {start.metadata.head}: {count:,} parameters on mesh {partitioner.describe()}")
+  if start.newly_initialised and first_step == 0:
+    progress.say(f"newly initialised: {', '.join(start.newly_initialised)}")
+  progress.say(
+    f"{loader.num_examples:,} training examples, {sum(each.num_examples for each in scored.values()):,} for "
+    f"validation, {len(loader.label_names)} labels, batches of {loader.batch_size} at lengths "
+    + ", ".join(map(str, loader.buckets))
+  )
+  if first_step:
+    progress.say(f"going on from step {first_step}")
+  if explain and jax.process_index() == 0:
+    from rich.console import Console
+
+    Console(file=sys.stderr).print(partitioner.explain(boxed.params))
