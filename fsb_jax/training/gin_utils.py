@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsb_jax
 import gin
 from fsb_jax.errors import UserError
 
-_PACKAGE = Path(fsb_jax.__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 _BARE_WORD = re.compile(r"[^\s\"'@%\[\](){},=]+")
 
 
