@@ -48,10 +48,12 @@ def attend(
         f"attention={implementation!r} has no dropout, no float64 and only the finfo_min fill; "
         "use 'auto' or 'reference'"
       )
-    allowed = mask.allowed(query.shape[1], key.shape[1])
-    return jax.nn.dot_product_attention(
-      query, key, value, mask=allowed, scale=scale, implementation=implementation
+    lengths = query.shape[1], key.shape[1]
+    # cuDNN takes a bias in the activations' dtype only, and bfloat16 cannot hold the fill.
+    masking = (
+      {"mask": mask.allowed(*lengths)} if implementation == "cudnn" else {"bias": mask.bias(*lengths, jnp.float32)}
     )
+    return jax.nn.dot_product_attention(query, key, value, **masking, scale=scale, implementation=implementation)
   scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * scale
   scores = mask.apply(scores.astype(at_least_float32(scores.dtype)))
   probabilities = mask.apply_to_probabilities(jax.nn.softmax(scores, axis=-1))

@@ -58,7 +58,14 @@ class EncoderModel(nn.Module):
       )
 
     config = self.config
-    token_embed = embed(config, config.vocab_rows, "table_vocab", "token_embed", used_row_axis="vocab")
+    token_embed = embed(
+      config,
+      config.vocab_rows,
+      "table_vocab",
+      "token_embed",
+      used_row_axis="vocab",
+      padding_row=config.pad_token_id,
+    )
     hidden = self._embed(token_embed, input_ids, token_type_ids, position_ids, deterministic)
     context = Context(
       mask=mask_from_attention_mask(attention_mask, config.mask_fill),

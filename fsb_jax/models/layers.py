@@ -82,12 +82,14 @@ class Embed(nn.Module):
     rows: rows of the table.
     axes: logical names of the two axes.
     used_axes: their names where the table is read.
+    padding_row: a row that looking it up does not train (PyTorch's `padding_idx`); None for none.
   """
 
   rows: int
   features: int
   axes: tuple[str, str]
   used_axes: tuple[str, str]
+  padding_row: int | None = None
   initializer_range: float = 0.02
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
@@ -99,7 +101,10 @@ class Embed(nn.Module):
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     """Rows for `ids`, `[...] -> [..., features]`."""
-    return jnp.take(self._table(), ids, axis=0).astype(self.dtype)
+    rows = jnp.take(self._table(), ids, axis=0).astype(self.dtype)
+    if self.padding_row is None:
+      return rows
+    return jnp.where((ids == self.padding_row)[..., None], jax.lax.stop_gradient(rows), rows)
 
   def attend(self, x: jax.Array) -> jax.Array:
     """Scores of every row, `[..., features] -> [..., rows]`."""
@@ -169,7 +174,9 @@ def dense(config, features: tuple[int, ...], axes: tuple[str, ...], name: str | 
   )
 
 
-def embed(config, rows: int, row_axis: str, name: str, used_row_axis: str | None = None) -> Embed:
+def embed(
+  config, rows: int, row_axis: str, name: str, used_row_axis: str | None = None, padding_row: int | None = None
+) -> Embed:
   """An `Embed` of width `embed_dim` with the dtypes and initialisation of `config`."""
   return Embed(
     rows=rows,
@@ -177,6 +184,7 @@ def embed(config, rows: int, row_axis: str, name: str, used_row_axis: str | None
     # Not "embed": a table sharded on both axes makes XLA replicate it in full before every lookup.
     axes=(row_axis, "table_embed"),
     used_axes=(used_row_axis or row_axis, "table_embed"),
+    padding_row=padding_row,
     initializer_range=config.initializer_range,
     dtype=config.run.dtype,
     param_dtype=config.run.param_dtype,

@@ -19,8 +19,8 @@ class Mask:
     dense: `[batch, query, key]`, true where allowed.
     causal: a query sees keys up to its own index.
     window: a query sees keys at most this far away on either side.
-    fill: what happens to a masked score. "finfo_min" puts the smallest finite number in its place, so that a row with
-      nothing to see attends evenly. "minus_10000" adds -10000, so that such a row still follows its scores.
+    fill: what happens to a masked score. "finfo_min" adds the smallest finite number, which swallows the score, so that
+      a row with nothing to see attends evenly. "minus_10000" adds -10000, so that such a row still follows its scores.
       "zeroed" gives such a row an output of zero.
   """
 
@@ -53,14 +53,22 @@ class Mask:
       result = result & part
     return result
 
+  def bias(self, queries: int, keys: int, dtype) -> jax.Array | None:
+    """What is added to scores, `[batch or 1, 1, queries, keys]` of `dtype`, or None where everything is allowed.
+
+    Added, as the originals do, and not put in the scores' place: in a row with nothing to see the gradient then still
+    reaches queries and keys.
+    """
+    allowed = self.allowed(queries, keys)
+    if allowed is None:
+      return None
+    masked = -10000.0 if self.fill == "minus_10000" else jnp.finfo(dtype).min
+    return jnp.where(allowed, 0, masked).astype(dtype)
+
   def apply(self, scores: jax.Array) -> jax.Array:
     """Masks scores `[batch, heads, query, key]` by the fill rule."""
-    allowed = self.allowed(*scores.shape[-2:])
-    if allowed is None:
-      return scores
-    if self.fill == "minus_10000":
-      return jnp.where(allowed, scores, scores - 10000.0)
-    return jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
+    bias = self.bias(*scores.shape[-2:], scores.dtype)
+    return scores if bias is None else scores + bias
 
   def apply_to_probabilities(self, probabilities: jax.Array) -> jax.Array:
     """What the fill rule still asks of the softmax's result, same shape as the scores."""

@@ -52,4 +52,5 @@ class LearnedPositions(Positions):
 
   def embed(self, config, position_ids: jax.Array) -> jax.Array:
     """See the base class."""
-    return embed(config, self.length, "position", "position_embed")(position_ids)
+    table = embed(config, self.length, "position", "position_embed", padding_row=self.skip_padding)
+    return table(position_ids)

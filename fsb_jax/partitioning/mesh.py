@@ -12,12 +12,16 @@ AXES = ("data", "fsdp", "tensor", "sequence")
 
 
 def make_mesh(
-  data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices: Sequence[jax.Device] | None = None
+  data: int | None = None,
+  fsdp: int = 1,
+  tensor: int = 1,
+  sequence: int = 1,
+  devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
   """A mesh over all devices.
 
   Args:
-    data: copies of the model, each with its part of the batch.
+    data: copies of the model, each with its part of the batch. If not given, what the other axes leave.
     fsdp: parts of the batch whose parameters and optimizer state are also split between them.
     tensor: parts of heads, feed-forward units and vocabulary.
     sequence: parts of each sequence.
@@ -28,6 +32,8 @@ def make_mesh(
     UserError: sizes that do not multiply to the number of devices.
   """
   devices = list(jax.devices() if devices is None else devices)
+  if data is None:
+    data = 1 if -1 in (fsdp, tensor, sequence) else -1
   sizes = dict(zip(AXES, (data, fsdp, tensor, sequence)))
   text = ", ".join(f"{name}={size}" for name, size in sizes.items())
   free = [name for name, size in sizes.items() if size == -1]
@@ -37,7 +43,7 @@ def make_mesh(
   if free:
     sizes[free[0]] = len(devices) // fixed
   if math.prod(sizes.values()) != len(devices):
-    raise UserError(f"mesh {text} needs a multiple of {fixed} devices, but there are {len(devices)}" if free else
-                    f"mesh {text} needs {fixed} devices, but there are {len(devices)}")
+    needed = f"a multiple of {fixed}" if free else str(fixed)
+    raise UserError(f"mesh {text} needs {needed} devices, but there are {len(devices)}")
   # Explicit axes, the default since JAX 0.9, break linen's logical metadata.
   return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

@@ -53,7 +53,7 @@ def configured(
   except Exception as error:
     raise UserError(f"gin: {_first_line(error)}") from error
   bound = gin.get_configurable(function)
-  unset = [name for name in sorted(_macros()) if gin.query_parameter(f"%{name}") is gin.REQUIRED]
+  unset = [name for name in sorted(_macros()) if repr(gin.query_parameter(f"%{name}")) == "%gin.REQUIRED"]
   if unset:
     flags = " ".join(f"--gin.{name}=..." for name in unset)
     raise UserError(f"the gin files leave {', '.join(unset)} to you; add {flags}")

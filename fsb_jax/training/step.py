@@ -87,7 +87,7 @@ def train_step(
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
     metrics = {
       "loss": loss,
-      "gradient_norm": optax.global_norm(grads),
+      "gradient_norm": optax.tree.norm(grads),
       "examples": jnp.sum(batch["weights"]),
       "tokens": jnp.sum(batch["attention_mask"] * batch["weights"].astype(jnp.int32)[:, None]),
     }

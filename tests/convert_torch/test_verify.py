@@ -1,0 +1,51 @@
+import json
+
+import pytest
+from convert_torch import load_hub_folder
+from convert_torch.verify import verify
+from tiny_hub import hub_folder
+
+from fsb_jax import models
+from fsb_jax.errors import UserError
+
+
+def test_certificate_of_a_right_and_of_a_wrong_conversion(tmp_path):
+  hub_folder(tmp_path / "hub", "roberta", "masked_lm")
+  ours = load_hub_folder(tmp_path / "hub", run=models.Run(vocab_multiple=16))
+  certificate = verify(tmp_path / "hub", ours, write_to=tmp_path / "certificate.json")
+  assert certificate["passed"]
+  assert json.loads((tmp_path / "certificate.json").read_text()) == certificate
+  assert {(r["dtype"], r["inputs"], r["output"]) for r in certificate["results"]} == {
+    (dtype, "random ids", output) for dtype in ("float64", "float32") for output in ("logits", "hidden_states")
+  }
+  for result in certificate["results"]:
+    # Random models 0.3 wide answer with numbers well away from zero: agreement is not that of silence.
+    assert 0 < result["max_abs_diff"] <= result["tolerance"] < 1e-3 and result["reference_magnitude"] > 1
+  assert max(r["max_abs_diff"] for r in certificate["results"] if r["dtype"] == "float64") < 1e-9
+  assert list(certificate["sha256"]) == ["model.safetensors"] and "torch" in certificate["versions"]
+
+  ours.params["encoder"]["layers"]["attention"]["query"]["bias"][1, 2, 3] += 1e-4
+  spoilt = verify(tmp_path / "hub", ours)
+  failed = {(r["dtype"], r["output"]) for r in spoilt["results"] if not r["passed"]}
+  assert not spoilt["passed"] and failed >= {("float64", "logits"), ("float64", "hidden_states")}
+
+
+def test_parameters_that_the_folder_lacks_are_given_to_both_and_listed(tmp_path):
+  hub_folder(tmp_path / "hub", "bert", "masked_lm")
+  ours = load_hub_folder(tmp_path / "hub", head="multiple_choice")
+  certificate = verify(tmp_path / "hub", ours)
+  assert certificate["passed"]
+  assert certificate["given_our_values"] == [
+    "bert.pooler.dense.bias",
+    "bert.pooler.dense.weight",
+    "classifier.bias",
+    "classifier.weight",
+  ]
+
+
+def test_a_damaged_folder_is_one_sentence(tmp_path):
+  hub_folder(tmp_path / "hub")
+  ours = load_hub_folder(tmp_path / "hub")
+  (tmp_path / "hub" / "model.safetensors").write_bytes(b"12345678")
+  with pytest.raises(UserError, match="cut short or not a safetensors file"):
+    verify(tmp_path / "hub", ours)

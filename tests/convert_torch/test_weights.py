@@ -1,0 +1,59 @@
+"""The tables against transformers' own classes: every name and shape, for every head, without any numbers."""
+
+import dataclasses
+
+import pytest
+import torch
+from convert_torch import engine
+from convert_torch.hub import param_shapes
+from convert_torch.weights import Row, table
+from tiny_hub import EVERY_HEAD, FAMILIES, torch_class, torch_config
+
+from fsb_jax import models
+from fsb_jax.errors import UserError
+
+
+def slots_of(family, head, tie, scan):
+  hf = torch_config(family, head, tie_word_embeddings=tie)
+  config = models.family(family).config_from_hf(hf.to_dict()).with_run(scan_layers=scan, vocab_multiple=8)
+  shapes = param_shapes(models.build(family, config, head, 3))
+  with torch.device("meta"):
+    theirs = {name: tuple(x.shape) for name, x in torch_class(family, head)(hf).state_dict().items()}
+  return engine.slots(table(family), config, shapes, prefixed=head != "base"), theirs
+
+
+@pytest.mark.parametrize("tie,scan", [(True, True), (False, False)])
+@pytest.mark.parametrize("family,head", EVERY_HEAD)
+def test_names_and_shapes_are_those_of_transformers(family, head, tie, scan):
+  slots, theirs = slots_of(family, head, tie, scan)
+  ours = {}
+  for slot in slots:
+    for name in filter(None, (slot.theirs, slot.otherwise)):
+      assert ours.setdefault(name, slot.shape) == slot.shape
+  # The decoder's kernel is the token table where they are tied, so it has no slot of its own.
+  tied = {name for name in theirs if name.endswith("decoder.weight")} if tie else set()
+  assert ours == {name: shape for name, shape in theirs.items() if name not in tied}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_row_is_used_by_some_head(family):
+  heads = [head for name, head in EVERY_HEAD if name == family]
+  used = {slot.row for head in heads for tie in (True, False) for slot in slots_of(family, head, tie, True)[0]}
+  assert [row.ours for row in table(family).rows if row not in used] == []
+
+
+def test_a_parameter_without_a_row_and_a_row_without_a_parameter_are_reported():
+  config = models.family("bert").config_from_hf(torch_config("bert", "base").to_dict())
+  shapes = param_shapes(models.build("bert", config))
+  whole = table("bert")
+  short = dataclasses.replace(whole, rows=whole.rows[1:])
+  with pytest.raises(ValueError, match="without a row.*token_embed/embedding"):
+    engine.slots(short, config, shapes, prefixed=True)
+  long = dataclasses.replace(whole, rows=(*whole.rows, Row("encoder/layers_{i}/gate", "bert.gate.{i}")))
+  with pytest.raises(ValueError, match="rows without a parameter.*gate"):
+    engine.slots(long, config, shapes, prefixed=True)
+
+
+def test_a_family_without_a_table_is_named():
+  with pytest.raises(UserError, match="no weight table for the nonesuch family"):
+    table("nonesuch")

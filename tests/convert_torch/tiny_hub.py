@@ -1,0 +1,101 @@
+"""Tiny random Hub folders, made by transformers itself."""
+
+import shutil
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from fsb_jax import models
+
+SHAPE = dict(
+  vocab_size=101,
+  hidden_size=32,
+  num_hidden_layers=3,
+  num_attention_heads=4,
+  intermediate_size=48,
+  max_position_embeddings=40,
+  initializer_range=0.3,
+  num_labels=3,
+)
+FAMILIES = ("bert", "roberta", "megatron_bert")
+EVERY_HEAD = [(name, head) for name in FAMILIES for head in ("base", *models.family(name).heads)]
+
+
+def torch_class(family, head):
+  return getattr(transformers, models.family(family).architecture(head))
+
+
+def torch_config(family, head, **changes):
+  # A span head has as many rows in transformers as the config has labels, and works with two.
+  labels = {"num_labels": 2} if head == "question_answering" else {}
+  return torch_class(family, head).config_class(**{**SHAPE, **labels, **changes})
+
+
+def torch_model(family, head, seed=0, **changes):
+  """A model with noise on every parameter, so that none is at the value it starts from."""
+  torch.manual_seed(seed)
+  config = torch_config(family, head, **changes)
+  model = torch_class(family, head)._from_config(config, attn_implementation="eager").eval()
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.add_(0.1 * torch.randn_like(parameter))
+  return model
+
+
+def hub_folder(folder, family="bert", head="masked_lm", **changes):
+  torch_model(family, head, **changes).save_pretrained(folder)
+  return folder
+
+
+def tensors_of(folder):
+  return load_file(folder / "model.safetensors")
+
+
+def rewritten(folder, target, change):
+  """A copy of `folder` whose dictionary of tensors went through `change`, which alters it or returns another."""
+  shutil.copytree(folder, target)
+  tensors = tensors_of(folder)
+  tensors = change(tensors) or tensors
+  save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, target / "model.safetensors")
+  return target
+
+
+def inputs(family, head, seed=0):
+  """Ids with padding and, for BERT-like ones, token types."""
+  random = np.random.default_rng(seed)
+  mask = (np.arange(12) < np.array([12, 7, 3, 1])[:, None]).astype(np.int64)
+  pad = torch_class(family, head).config_class().pad_token_id
+  arrays = {"input_ids": np.where(mask, random.integers(2, 101, (4, 12)), pad), "attention_mask": mask}
+  arrays["token_type_ids"] = random.integers(0, 2, (4, 12))
+  return {name: x.reshape(2, 2, 12) if head == "multiple_choice" else x for name, x in arrays.items()}
+
+
+def torch_outputs(model, arrays):
+  with torch.no_grad():
+    result = model(**{name: torch.from_numpy(x) for name, x in arrays.items()}, output_hidden_states=True)
+  return {
+    name: np.stack([x.numpy() for x in value]) if isinstance(value, tuple) else value.numpy()
+    for name, value in result.items()
+  }
+
+
+def our_outputs(hub, arrays):
+  model = models.build(hub.family, hub.config, hub.head, hub.num_labels)
+  result = model.apply({"params": hub.params}, **arrays, output_hidden_states=True)
+  return {name: np.asarray(value) for name, value in vars(result).items() if value is not None}
+
+
+def assert_close(ours, reference, relative=1e-4):
+  """Within `relative` times max(1, |reference|), element by element."""
+  assert ours.shape == reference.shape
+  excess = np.abs(ours - reference) - relative * np.maximum(1, np.abs(reference))
+  assert excess.max() <= 0, f"exceeds the tolerance by {excess.max()}"
+
+
+def assert_same_tree(a, b):
+  a, b = models.flatten(a), models.flatten(b)
+  assert a.keys() == b.keys()
+  for path in a:
+    np.testing.assert_array_equal(np.asarray(a[path]), np.asarray(b[path]), err_msg=path)

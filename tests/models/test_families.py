@@ -1,0 +1,141 @@
+"""Every size of every family against transformers' own shapes, and what Hub configs say."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+import torch
+from convert_torch.hub import param_shapes
+from tiny_hub import torch_class
+
+from fsb_jax import models
+from fsb_jax.errors import UserError
+from fsb_jax.models.config import Dropout
+from fsb_jax.models.layers import ACTIVATIONS, NormSpec
+
+SIZES = [(name, size) for name, family in models.all_families().items() for size in family.sizes]
+SHAPE = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+
+
+def parameter_count(family, head, config):
+  with torch.device("meta"):
+    model = torch_class(family, head)(torch_class(family, head).config_class(**models.family(family).config_to_hf(config)))
+  return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("head", ["base", "masked_lm"])
+@pytest.mark.parametrize("family,size", SIZES)
+def test_every_size_has_as_many_parameters_as_in_transformers(family, size, head, scan):
+  if not scan and models.sized(family, size).num_layers > 12:
+    pytest.skip("unrolled, a deep stack is traced layer by layer; the shallow ones show that the layouts agree")
+  config = models.sized(family, size, scan_layers=scan)
+  shapes = param_shapes(models.build(family, config, head))
+  assert sum(math.prod(shape) for shape in shapes.values()) == parameter_count(family, head, config)
+
+
+@pytest.mark.parametrize("family,size", SIZES)
+def test_every_size_runs_in_its_longest_sequence(family, size):
+  config = models.sized(family, size)
+  model = models.build(family, config)
+  ids = jax.ShapeDtypeStruct((2, config.positions.usable_length), "int32")
+  out = jax.eval_shape(model.apply, {"params": models.abstract_params(model)}, ids)
+  assert out.last_hidden_state.shape == (2, config.positions.usable_length, config.embed_dim)
+  assert out.pooler_output.shape == (2, config.embed_dim)
+
+
+def test_published_sizes():
+  # Of the papers and model cards: Devlin et al. 2018 (base, large), Shoeybi et al. 2019 (1.3B, 3.9B).
+  published = {
+    ("bert", "erlangshen_roberta_110m"): 0.102e9,
+    ("bert", "erlangshen_roberta_330m"): 0.325e9,
+    ("megatron_bert", "erlangshen_1_3b"): 1.26e9,
+    ("megatron_bert", "erlangshen_3_9b"): 3.83e9,
+    ("roberta", "roberta_base"): 0.125e9,
+  }
+  for (family, size), expected in published.items():
+    shapes = param_shapes(models.build(family, models.sized(family, size)))
+    assert sum(math.prod(shape) for shape in shapes.values()) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("family,size", SIZES)
+def test_config_round_trip_of_every_size(family, size):
+  chosen, config = models.family(family), models.sized(family, size)
+  assert chosen.config_from_hf(chosen.config_to_hf(config)) == config
+
+
+@pytest.mark.parametrize("family", models.all_families())
+def test_config_round_trip_of_every_field(family):
+  chosen = models.family(family)
+  config = chosen.config_from_hf(SHAPE)
+  config = dataclasses.replace(
+    config,
+    token_types=3,
+    positions=dataclasses.replace(config.positions, length=77),
+    activations=("gelu_new",),
+    norm=NormSpec(epsilon=1e-3),
+    tie_embeddings=False,
+    initializer_range=0.5,
+    dropout=Dropout(hidden=0.2, attention=0.3, classifier=0.4),
+  )
+  hf = chosen.config_to_hf(config)
+  assert chosen.config_from_hf(hf) == config
+  # What transformers itself makes of these fields, and writes, reads back the same.
+  theirs = torch_class(family, "base").config_class(**hf)
+  assert chosen.config_from_hf(theirs.to_dict()) == config
+
+
+@pytest.mark.parametrize("family", models.all_families())
+def test_fields_a_config_leaves_out_are_transformers_defaults(family):
+  chosen = models.family(family)
+  theirs = torch_class(family, "base").config_class(**SHAPE)
+  assert chosen.config_from_hf(SHAPE) == chosen.config_from_hf(theirs.to_dict())
+
+
+@pytest.mark.parametrize("family", models.all_families())
+@pytest.mark.parametrize(
+  "changes,message",
+  [
+    ({"position_embedding_type": "relative_key"}, "config.json says position_embedding_type='relative_key'"),
+    ({"position_embedding_type": "relative_key_query"}, "position_embedding_type='relative_key_query'"),
+    ({"is_decoder": True}, "config.json says is_decoder=True"),
+    ({"add_cross_attention": True}, "config.json says add_cross_attention=True"),
+    ({"hidden_act": "mish"}, "config.json says hidden_act='mish'"),
+    ({"num_attention_heads": 5}, "hidden_size=32, which is no multiple of num_attention_heads=5"),
+    ({"vocab_size": None}, "config.json lacks vocab_size"),
+  ],
+)
+def test_what_is_not_supported_is_refused_in_one_sentence(family, changes, message):
+  hf = {name: value for name, value in {**SHAPE, **changes}.items() if value is not None}
+  with pytest.raises(UserError) as error:
+    models.family(family).config_from_hf(hf)
+  assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_unknown_activation_is_answered_with_the_known_ones():
+  with pytest.raises(UserError) as error:
+    models.family("bert").config_from_hf({**SHAPE, "hidden_act": "mish"})
+  assert str(error.value).endswith(", ".join(sorted(ACTIVATIONS)))
+
+
+def test_unknown_names_are_answered_with_the_known_ones():
+  with pytest.raises(UserError, match="unknown model family 'brt'; known: bert, megatron_bert, roberta"):
+    models.family("brt")
+  with pytest.raises(UserError, match="unknown size 'huge' of the roberta family; known: roberta_base"):
+    models.sized("roberta", "huge")
+  with pytest.raises(UserError, match="the roberta family has no head 'pretraining'; known: base, masked_lm"):
+    models.build("roberta", models.sized("roberta", "roberta_base"), "pretraining")
+  with pytest.raises(UserError, match="model_type 'albert'.*known: bert, megatron-bert, roberta"):
+    models.family_of_model_type("albert")
+  with pytest.raises(UserError, match="BertLMHeadModel is not a head of the bert family"):
+    models.family("bert").head_of("BertLMHeadModel")
+
+
+@pytest.mark.parametrize("family", models.all_families())
+def test_every_head_is_a_class_of_transformers(family):
+  chosen = models.family(family)
+  assert models.family_of_model_type(chosen.model_type) is chosen
+  for head in ("base", *chosen.heads):
+    assert torch_class(family, head).config_class.model_type == chosen.model_type
+    assert chosen.head_of(chosen.architecture(head)) == head

@@ -1,0 +1,96 @@
+"""Every head of every family against transformers: outputs, hidden states, loss and the gradient of every parameter."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from tiny_hub import EVERY_HEAD
+from torch_reference import make_batch, make_pair, run_ours, run_torch
+
+from fsb_jax import models
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
+UNTIED = [(family, "masked_lm", False) for family in models.all_families()]
+# Gradients that are zero in theory: softmax does not see what is added to all scores at once.
+ALWAYS_ZERO = {"multiple_choice": "head/classifier/bias", "question_answering": "head/span/bias"}
+EVERY_MODEL = [(family, head, True) for family, head in EVERY_HEAD] + UNTIED
+
+
+def excess(ours, reference, tolerance):
+  """By how much the worst element is off beyond `tolerance` times max(1, |reference|)."""
+  assert ours.shape == reference.shape
+  return float((np.abs(ours - reference) - tolerance * np.maximum(1, np.abs(reference))).max())
+
+
+def check(family, head, tied, *, dtype="float64", scan=True, mask="padding", explicit=True, remat="none", seed=0):
+  run = dict(scan_layers=scan, remat=remat)
+  with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
+    pair = make_pair(family, head, dtype=dtype, run=run, tie_word_embeddings=tied)
+    batch = make_batch(pair, mask=mask, explicit=explicit, seed=seed)
+    theirs, ours = run_torch(pair, batch), run_ours(pair, batch)
+  expected, got = (models.flatten(x.pop("gradients")) for x in (theirs, ours))
+  assert ours.keys() == theirs.keys() and got.keys() == expected.keys()
+  ours, theirs = {**ours, **got}, {**theirs, **expected}
+  assert {name for name, x in ours.items() if x.dtype != dtype} == set()
+  wrong = {name: excess(ours[name], theirs[name], TOLERANCE[dtype]) for name in ours}
+  assert {name: by for name, by in wrong.items() if by > 0} == {}
+  # Agreement on nothing would prove nothing.
+  silent = {name for name, x in theirs.items() if np.abs(x).max() < 1e-3}
+  assert {n for n in silent if not n.endswith("attention/key/bias") and n != ALWAYS_ZERO.get(head)} == set()
+
+
+def everyday_cases():
+  """Every model once, the other choices taking turns so that each meets each family."""
+  turns = itertools.cycle(
+    [
+      dict(scan=True, mask="padding"),
+      dict(scan=False, mask="dense"),
+      dict(scan=True, mask="dense", remat="full"),
+      dict(scan=False, mask="padding", explicit=False),
+      dict(scan=True, mask="none", explicit=False, remat="dots_saveable"),
+      dict(scan=False, mask="padding", remat="full"),
+      dict(scan=True, mask="padding", explicit=False),
+    ]
+  )
+  for model, choices in zip(EVERY_MODEL, turns):
+    if model[1] == "multiple_choice" and choices["mask"] == "dense":
+      choices = {**choices, "mask": "padding"}  # transformers folds the mask of choices to two dimensions
+    yield pytest.param(model, choices, id="-".join([*map(str, model), *(f"{k}={v}" for k, v in choices.items())]))
+
+
+@pytest.mark.parametrize("model,choices", list(everyday_cases()))
+def test_float64(model, choices):
+  check(*model, **choices)
+
+
+@pytest.mark.parametrize(
+  "model,choices",
+  [
+    (("bert", "pretraining", True), dict(scan=True, mask="dense")),
+    (("megatron_bert", "masked_lm", False), dict(scan=False, mask="padding")),
+    (("roberta", "token_classification", True), dict(scan=True, mask="padding", explicit=False)),
+  ],
+)
+def test_float32(model, choices):
+  check(*model, **choices, dtype="float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize("mask", ["padding", "dense", "none"])
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("family,head,tied", EVERY_MODEL)
+def test_everything(family, head, tied, scan, mask, explicit, dtype):
+  if head == "multiple_choice" and mask == "dense":
+    pytest.skip("transformers folds the mask of choices to two dimensions")
+  check(family, head, tied, dtype=dtype, scan=scan, mask=mask, explicit=explicit, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("remat", ["full", "dots_saveable", "dots_with_no_batch_dims_saveable"])
+@pytest.mark.parametrize("family", models.all_families())
+def test_every_remat(family, remat, scan):
+  check(family, "masked_lm", True, scan=scan, remat=remat)

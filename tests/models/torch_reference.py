@@ -1,0 +1,173 @@
+"""transformers' own models beside ours: the same weights, inputs and labels; outputs, loss and every gradient.
+
+Tensors cross over by the weight tables: every op in them is linear, so it carries gradients as well as values.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from convert_torch import engine
+from convert_torch.hub import param_shapes
+from convert_torch.weights import table
+from tiny_hub import torch_model
+
+from fsb_jax import models
+from fsb_jax.training.losses import OBJECTIVES
+from fsb_jax.training.step import MODEL_INPUTS
+
+# Tiny models gain nothing from threads, and their threads take the cores from the compiler.
+torch.set_num_threads(1)
+
+ROWS, LENGTH, CHOICES, LABELS = 6, 10, 3, 3
+QUICK = {"xla_backend_optimization_level": 0}
+# Every kind of padding: none, some, all but one, and a row with nothing to attend to.
+REAL_TOKENS = (10, 7, 1, 4, 0, 10)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+  """A torch model and ours with the same weights.
+
+  Attributes:
+    head: name of the head.
+    theirs: the torch model.
+    model: our module.
+    config: its config.
+    slots: how tensors cross over.
+  """
+
+  head: str
+  theirs: torch.nn.Module
+  model: nn.Module
+  config: models.TransformerConfig
+  slots: list[engine.Slot]
+
+  @property
+  def params(self) -> dict:
+    """The torch model's weights as our parameters."""
+    return self.as_ours(lambda parameter: parameter)
+
+  def as_ours(self, tensor_of) -> dict:
+    """Our tree of `tensor_of(parameter)` for every torch parameter; zeros where that is None (an unused parameter)."""
+    named = dict(self.theirs.named_parameters(remove_duplicate=False))
+    flat = {}
+    for slot in self.slots:
+      tensor = tensor_of(named[slot.theirs])
+      tensor = torch.zeros_like(named[slot.theirs]) if tensor is None else tensor
+      flat.setdefault(slot.path, []).append(slot.row.op.load(tensor.detach().numpy(), self.config))
+    stacked = {slot.path for slot in self.slots if slot.index is not None}
+    # Copies: the torch model may be trained on while the arrays are in use.
+    return models.unflatten({path: np.array(x if path in stacked else x[0]) for path, x in flat.items()})
+
+
+def make_pair(family: str, head: str, *, dtype: str = "float64", run: dict | None = None, **changes: Any) -> Pair:
+  """A tiny torch model with noise on every parameter, and ours.
+
+  Args:
+    family: name of our family.
+    head: name of the head.
+    dtype: of both sides, parameters and arithmetic.
+    run: our run choices, as keywords of `Run`.
+    **changes: fields of the Hub config.
+  """
+  theirs = torch_model(family, head, **changes).to(getattr(torch, dtype))
+  config = models.family(family).config_from_hf(theirs.config.to_dict())
+  config = config.with_run(dtype=dtype, param_dtype=dtype, **(run or {}))
+  model = models.build(family, config, head, LABELS)
+  slots = engine.slots(table(family), config, param_shapes(model), prefixed=head != "base")
+  return Pair(head=head, theirs=theirs, model=model, config=config, slots=slots)
+
+
+def make_batch(pair: Pair, *, mask: str = "padding", explicit: bool = True, seed: int = 0) -> dict[str, np.ndarray]:
+  """Inputs and labels by our names; `[ROWS, ...]`, or `[ROWS, CHOICES, ...]` for multiple choice.
+
+  Args:
+    pair: what they are for.
+    mask: "padding" `[batch, length]`, "dense" `[batch, query, key]`, or "none".
+    explicit: whether position ids (jumping and repeating) and token types are given.
+    seed: of the random numbers.
+  """
+  random = np.random.default_rng(seed)
+  choosing = pair.head == "multiple_choice"
+  rows = ROWS * CHOICES if choosing else ROWS
+  real = np.arange(LENGTH) < np.resize(REAL_TOKENS, rows)[:, None]
+  batch = {"input_ids": np.where(real, random.integers(2, pair.config.vocab_size, real.shape), pair.config.pad_token_id)}
+  if mask == "padding":
+    batch["attention_mask"] = real.astype(np.int64)
+  elif mask == "dense":
+    allowed = random.random((rows, LENGTH, LENGTH)) < 0.6
+    allowed[:, 3] = False
+    batch["attention_mask"] = allowed.astype(np.int64)
+  if explicit:
+    batch["token_type_ids"] = random.integers(0, 2, real.shape)
+    batch["position_ids"] = random.integers(0, pair.config.positions.length, real.shape)
+  if choosing:
+    batch = {name: x.reshape(ROWS, CHOICES, *x.shape[1:]) for name, x in batch.items()}
+
+  def token_labels(classes):
+    return np.where(random.random(real.shape) < 0.3, -100, random.integers(0, classes, real.shape))
+
+  follows = np.array([0, 1, 1, -100, 0, 1])
+  return batch | {
+    "base": lambda: {},
+    "masked_lm": lambda: {"labels": token_labels(pair.config.vocab_size)},
+    "pretraining": lambda: {"labels": token_labels(pair.config.vocab_size), "next_sentence_label": follows},
+    "next_sentence": lambda: {"labels": follows},
+    "sequence_classification": lambda: {"labels": random.integers(0, LABELS, ROWS)},
+    "token_classification": lambda: {"labels": token_labels(LABELS)},
+    "multiple_choice": lambda: {"labels": random.integers(0, CHOICES, ROWS)},
+    # Beyond the row is ignored, the first and the last token each for itself.
+    "question_answering": lambda: {
+      "start_positions": np.array([0, 3, 9, LENGTH, 5, LENGTH + 7]),
+      "end_positions": np.array([4, LENGTH, 9, 2, 5, LENGTH]),
+    },
+  }[pair.head]()
+
+
+def run_torch(pair: Pair, batch) -> dict:
+  """Outputs by name (`hidden_states` stacked), `loss`, and `gradients` as our tree."""
+  arrays = {name: torch.from_numpy(x) for name, x in batch.items()}
+  if pair.head != "multiple_choice" and batch.get("attention_mask", np.empty(0)).ndim == 3:
+    dtype = next(pair.theirs.parameters()).dtype
+    # What transformers makes of a two-dimensional mask itself: added to the scores, as it is.
+    arrays["attention_mask"] = (1 - arrays["attention_mask"][:, None].to(dtype)) * torch.finfo(dtype).min
+  pair.theirs.zero_grad()
+  result = pair.theirs(**arrays, output_hidden_states=True)
+  outputs = {name: x for name, x in result.items() if name != "loss"}
+  outputs["hidden_states"] = torch.stack(outputs["hidden_states"])
+  loss = _projected(outputs, lambda array, x: torch.from_numpy(array).to(x)) if pair.head == "base" else result.loss
+  loss.backward()
+  return {
+    **{name: x.detach().numpy() for name, x in outputs.items()},
+    "loss": loss.detach().numpy(),
+    "gradients": pair.as_ours(lambda parameter: parameter.grad),
+  }
+
+
+def run_ours(pair: Pair, batch, params=None) -> dict:
+  """The same of our model, from one compiled function."""
+  inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+
+  def loss_and_outputs(params):
+    outputs = pair.model.apply({"params": params}, **inputs, output_hidden_states=True)
+    if pair.head == "base":
+      return _projected(vars(outputs), lambda array, x: jnp.asarray(array, x.dtype)), outputs
+    return OBJECTIVES[pair.head](outputs, batch), outputs
+
+  # Compiled for one call: optimising takes longer than it saves.
+  step = jax.jit(jax.value_and_grad(loss_and_outputs, has_aux=True), compiler_options=QUICK)
+  (loss, outputs), gradients = step(pair.params if params is None else params)
+  outputs = {name: np.asarray(x) for name, x in vars(outputs).items() if x is not None}
+  return {**outputs, "loss": np.asarray(loss), "gradients": jax.tree.map(np.asarray, gradients)}
+
+
+def _projected(outputs, constant):
+  """A loss for the model without a head: fixed random projections of what it returns, averaged over rows."""
+  random = np.random.default_rng(7)
+  results = (outputs["last_hidden_state"], outputs["pooler_output"])
+  return sum((x * constant(random.normal(size=tuple(x.shape)), x)).sum() / len(x) for x in results)

@@ -1,0 +1,160 @@
+"""One train step on eight forced host devices equals one device, and the state is really split."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+from fsb_jax import models
+from fsb_jax.partitioning import Partitioner, make_mesh
+from fsb_jax.training.losses import OBJECTIVES
+from fsb_jax.training.optimizers import adamw
+from fsb_jax.training.start import abstract_state
+from fsb_jax.training.step import new_state, train_step
+
+HEAD = "pretraining"
+MESHES = [
+  {"data": 8},
+  {"fsdp": 8},
+  {"tensor": 8},
+  {"data": 2, "fsdp": 2, "tensor": 2},
+  pytest.param({"fsdp": 2, "tensor": 2, "sequence": 2}, marks=pytest.mark.slow),
+  pytest.param({"sequence": 8}, marks=pytest.mark.slow),
+]
+
+
+def config_for(partitioner, family="bert", **run):
+  run = {"dtype": "float64", "param_dtype": "float64", **run}
+  tiny = models.sized(family, "tiny", vocab_multiple=partitioner.vocab_multiple, **run)
+  # 101 words: no mesh divides them, so the table is padded.
+  return dataclasses.replace(
+    tiny, vocab_size=101, embed_dim=64, num_heads=8, mlp_dim=128, num_layers=2, initializer_range=0.3,
+    dropout=models.Dropout(hidden=0.1, attention=0.1),
+  )
+
+
+@pytest.fixture(scope="module")
+def batch():
+  random = np.random.default_rng(0)
+  lengths = random.integers(5, 17, (16, 1))
+  ids = random.integers(1, 101, (16, 16)).astype(np.int32)
+  return {
+    "input_ids": ids,
+    "attention_mask": (np.arange(16) < lengths).astype(np.int32),
+    "token_type_ids": random.integers(0, 2, (16, 16)).astype(np.int32),
+    "labels": np.where(random.random((16, 16)) < 0.3, ids, -100).astype(np.int32),
+    "next_sentence_label": random.integers(0, 2, 16).astype(np.int32),
+    "weights": np.array([1] * 15 + [0], np.float32),
+  }
+
+
+OPTIMIZER = adamw(learning_rate=1e-2, max_gradient_norm=None)
+
+
+def one_step(partitioner, params, batch, config):
+  """The state after one step from `params` (of one device), and its metrics."""
+  model = models.build("bert", config, HEAD)
+  boxed = abstract_state(model, OPTIMIZER)
+  partitioner.validate(boxed)
+  shardings = partitioner.shardings(boxed)
+  padded = jax.tree.map(
+    lambda box, x: np.pad(x, [(0, want - have) for want, have in zip(box.value.shape, x.shape)]),
+    boxed.params, params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+  )
+  placed = jax.tree.map(jax.device_put, padded, shardings.params)
+  state = partitioner.jit(lambda p: new_state(p, OPTIMIZER), out_shardings=shardings)(placed)
+  step = partitioner.jit(
+    train_step(model, OBJECTIVES[HEAD], OPTIMIZER, seed=3), out_shardings=(shardings, None), donate_argnums=0
+  )
+  return step(state, partitioner.shard_batch(batch))
+
+
+@pytest.fixture(scope="module")
+def single(batch):
+  """Parameters, loss, gradients and what AdamW makes of them on one device, in float64."""
+  with jax.enable_x64(True):
+    partitioner = Partitioner(make_mesh(devices=jax.devices()[:1]))
+    config = config_for(partitioner)
+    model = models.build("bert", config, HEAD)
+    params = jax.tree.map(np.asarray, nn.meta.unbox(model.init(jax.random.key(0), models.dummy_ids(model))["params"]))
+    state, metrics = one_step(partitioner, params, batch, config)
+    return params, float(metrics["loss"]), cut(gradients(state), params), cut(state.params, params)
+
+
+def gradients(state):
+  """What the step saw: after one step AdamW's first moment is (1 - beta1) times the gradient."""
+  return jax.tree.map(lambda moment: np.asarray(moment) / (1 - 0.9), optax.tree.get(state.optimizer, "mu"))
+
+
+def cut(tree, like):
+  return jax.tree.map(lambda x, y: np.asarray(x)[tuple(slice(0, n) for n in y.shape)], tree, like)
+
+
+def bytes_on_one_device(tree):
+  return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_a_step_equals_one_device(mesh, single, batch):
+  params, loss, want_gradients, want_params = single
+  partitioner = Partitioner(mesh)
+  config = config_for(partitioner)
+  with jax.enable_x64(True):
+    state, metrics = one_step(partitioner, params, batch, config)
+    assert float(metrics["loss"]) == pytest.approx(loss, abs=1e-9)
+    got_gradients, got_params = cut(gradients(state), params), cut(state.params, params)
+  for (path, want), got in zip(jax.tree_util.tree_leaves_with_path(want_gradients), jax.tree.leaves(got_gradients)):
+    np.testing.assert_allclose(got, want, atol=1e-9, rtol=1e-9, err_msg=jax.tree_util.keystr(path))
+
+  # Adam turns rounding noise in a gradient of zero into a full step, so those are not compared.
+  def compare(got, want, gradient):
+    felt = np.abs(gradient) > 1e-6
+    np.testing.assert_allclose(got[felt], want[felt], atol=1e-9)
+
+  jax.tree.map(compare, got_params, want_params, want_gradients)
+
+  # What rules split, the devices hold in parts: parameters and both moments.
+  with jax.enable_x64(True):
+    boxed = abstract_state(models.build("bert", config, HEAD), OPTIMIZER).params
+  shardings = partitioner.shardings(boxed)
+  expected = sum(
+    8 * math.prod(sharding.shard_shape(box.value.shape))
+    for box, sharding in zip(
+      jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)), jax.tree.leaves(shardings)
+    )
+  )
+  assert bytes_on_one_device(state.params) == expected
+  # Two moments, and the counters of Adam.
+  assert 0 <= bytes_on_one_device(state.optimizer) - 2 * expected <= 32
+  whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+  parts = math.prod(size for axis, size in partitioner.mesh.shape.items() if axis in ("fsdp", "tensor"))
+  # Position tables and norms stay whole; the rest, nearly all of a real model, is split.
+  whole_parts = 8 * sum(np.asarray(x).size for x in jax.tree.leaves(params["position_embed"]))
+  assert expected <= (whole - whole_parts) / parts * 1.25 + whole_parts
+
+
+def test_the_table_explains_every_parameter():
+  from rich.console import Console
+
+  partitioner = Partitioner({"fsdp": 4, "tensor": 2})
+  config = config_for(partitioner, dtype="float32", param_dtype="float32")
+  boxed = models.abstract_params(models.build("bert", config, HEAD))
+  console = Console(width=200)
+  with console.capture() as capture:
+    console.print(partitioner.explain(boxed))
+  text = capture.get()
+  line = next(line for line in text.splitlines() if "attention/query/kernel" in line)
+  # 2 layers of 64 x 8 heads x 8, four bytes each, over 8 devices.
+  assert "layers, embed, heads, kv" in line and "-, fsdp, tensor, -" in line and f"{2 * 64 * 64 * 4 // 8:,}" in line
+  assert "total" in text and all(path.split("/")[-1] in text for path in models.flatten(boxed))
+
+
+def test_a_family_that_does_not_divide_is_refused_before_compiling():
+  partitioner = Partitioner({"tensor": 8})
+  config = dataclasses.replace(config_for(partitioner, dtype="float32", param_dtype="float32"), num_heads=4)
+  with pytest.raises(Exception, match=r"attention/(query|key|value)/.*heads -> 'tensor' splits 4 into 8 parts"):
+    partitioner.validate(models.abstract_params(models.build("bert", config, HEAD)))

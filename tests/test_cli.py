@@ -1,0 +1,206 @@
+"""The command line as people meet it: what it says when they err, and how fast it starts."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fsb_jax import cli
+
+
+@pytest.fixture
+def fsb(monkeypatch, capsys, tmp_path):
+  """Runs `fsb ARGUMENTS` in an empty folder; gives the exit status and what went to the two streams."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.delenv("FSB_DATA_DIR", raising=False)
+  # The compilation cache is for people; tests must not fill it.
+  monkeypatch.setattr(cli, "_cache_compilations", lambda: None)
+
+  def run(*arguments):
+    monkeypatch.setattr(sys, "argv", ["fsb", *arguments])
+    try:
+      cli.main()
+      status = 0
+    except SystemExit as stop:
+      status = stop.code or 0
+    streams = capsys.readouterr()
+    return status, streams.out, streams.err
+
+  return run
+
+
+TRAIN = ("train", "--gin_file=gin/runs/finetune.gin")
+# A tiny model from scratch needs no checkpoint; its tokenizer is the lexicon's.
+SCRATCH = ("train", "--gin_file=gin/experiments/quickstart.gin", "--gin.MODEL_DIR=run", "--gin.TRAIN_STEPS=1")
+
+
+def one_sentence(error):
+  """The one line a mistake is told in."""
+  lines = error.strip().splitlines()
+  assert len(lines) == 1, error
+  assert lines[0].startswith("fsb: ")
+  return lines[0]
+
+
+def test_wrong_gin_file(fsb):
+  status, _, error = fsb("train", "--gin_file=gin/runs/finetunes.gin")
+  assert status == 2
+  assert "no gin file 'gin/runs/finetunes.gin'" in one_sentence(error) and "did you mean gin/runs/finetune.gin?" in error
+
+
+def test_wrong_gin_name(fsb):
+  status, _, error = fsb(*TRAIN, "--gin.BATCHSIZE=4")
+  assert status == 2
+  assert "--gin.BATCHSIZE: the gin files have no BATCHSIZE; did you mean BATCH_SIZE?" in one_sentence(error)
+
+
+def test_required_settings_are_asked_for_at_once(fsb):
+  status, _, error = fsb(*TRAIN, "--gin.TRAIN_STEPS=5")
+  assert status == 2
+  sentence = one_sentence(error)
+  assert "INITIAL_CHECKPOINT_PATH, MIXTURE_OR_TASK_NAME, MODEL_DIR" in sentence and "TRAIN_STEPS" not in sentence
+
+
+@pytest.mark.parametrize(("value", "words"), [("true", "write True"), ("[1, 2", "gin: ")])
+def test_wrong_gin_value(fsb, value, words):
+  status, _, error = fsb(*TRAIN, f"--gin.TRAIN_STEPS={value}")
+  assert status == 2 and words in one_sentence(error)
+
+
+def test_wrong_type_of_a_setting(fsb):
+  status, _, error = fsb(*SCRATCH, "--gin.TRAIN_STEPS=many")
+  assert status == 2 and "TRAIN_STEPS must be a whole number above 0, not 'many'" in one_sentence(error)
+
+
+def test_unknown_option(fsb):
+  status, _, error = fsb(*TRAIN, "--batch-size=4")
+  assert status == 2 and "unknown option --batch-size=4" in one_sentence(error)
+
+
+def test_unknown_task(fsb):
+  status, _, error = fsb(*SCRATCH, "--gin.MIXTURE_OR_TASK_NAME=tnew")
+  assert status == 2 and "no task 'tnew'" in one_sentence(error) and "tnews" in error
+
+
+def test_missing_data_file(fsb, tmp_path):
+  (tmp_path / "data").mkdir()
+  status, _, error = fsb(*SCRATCH, "--gin.MIXTURE_OR_TASK_NAME=tnews", "--gin.DATA_DIR=data")
+  sentence = one_sentence(error)
+  assert status == 2
+  assert "tnews" in sentence and "data" in sentence and "CLUE" in sentence
+
+
+def test_no_data_directory(fsb):
+  status, _, error = fsb(*SCRATCH, "--gin.MIXTURE_OR_TASK_NAME=tnews")
+  assert status == 2 and "FSB_DATA_DIR" in one_sentence(error)
+
+
+def test_malformed_line_17(fsb, tmp_path):
+  rows = [json.dumps({"text": "好", "label": "a"}, ensure_ascii=False)] * 20
+  rows[16] = '{"text": "好", "label": '
+  (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+  status, _, error = fsb(*SCRATCH, "--gin_file=gin/tasks/table.gin", "--gin.TRAIN_FILE=rows.jsonl")
+  assert status == 2 and "rows.jsonl, line 17: not valid JSON" in one_sentence(error)
+
+
+def test_missing_column(fsb, tmp_path):
+  (tmp_path / "rows.csv").write_text("review,label\n好,a\n", encoding="utf-8")
+  status, _, error = fsb(*SCRATCH, "--gin_file=gin/tasks/table.gin", "--gin.TRAIN_FILE=rows.csv")
+  assert status == 2 and "no column 'text'; its columns are review, label" in one_sentence(error)
+
+
+@pytest.mark.parametrize(
+  "command",
+  [
+    (*TRAIN, "--gin.MIXTURE_OR_TASK_NAME=tnews", "--gin.MODEL_DIR=run", "--gin.TRAIN_STEPS=1",
+     "--gin.INITIAL_CHECKPOINT_PATH=empty"),
+    ("convert", "import", "empty", "target"),
+    ("convert", "inspect", "empty"),
+    ("predict", "text_classification", "--model", "empty", "--text", "好"),
+  ],
+  ids=["train", "import", "inspect", "predict"],
+)
+def test_a_folder_that_is_no_model(fsb, tmp_path, command):
+  (tmp_path / "empty").mkdir()
+  status, _, error = fsb(*command)
+  assert status == 2 and "empty" in one_sentence(error)
+
+
+def test_neither_folder_nor_hub_id(fsb):
+  status, _, error = fsb("convert", "import", "erlangshen", "target")
+  assert status == 2 and "erlangshen is neither a folder nor a Hub id (ORGANISATION/NAME)" in one_sentence(error)
+
+
+@pytest.mark.parametrize(
+  ("mesh", "words"),
+  [
+    ("{'tensor': 3}", "needs a multiple of 3 devices, but there are 8"),
+    ("{'modle': 8}", "no axis 'modle'"),
+    ("{'fsdp': 8}", "BATCH_SIZE 12 cannot be"),
+  ],
+)
+def test_a_mesh_that_does_not_divide(fsb, mesh, words):
+  status, _, error = fsb(*SCRATCH, f"--gin.MESH={mesh}", "--gin.BATCH_SIZE=12")
+  assert status == 2 and words in one_sentence(error)
+
+
+def test_model_dir_of_somebody_else_is_left_alone(fsb, tmp_path):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "thesis.txt").write_text("mine")
+  status, _, error = fsb(*SCRATCH)
+  assert status == 2 and "already exists and is not empty" in one_sentence(error)
+  assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_debug_shows_the_traceback(fsb):
+  from fsb_jax.errors import UserError
+
+  with pytest.raises(UserError):
+    fsb("convert", "import", "erlangshen", "target", "--debug")
+
+
+@pytest.mark.parametrize("command", [(), ("train",), ("eval",), ("infer",), ("predict",), ("tasks",), ("convert",),
+                                     ("convert", "import"), ("convert", "export"), ("convert", "verify")])
+def test_help_has_an_example(fsb, command):
+  status, out, _ = fsb(*command, "--help")
+  assert status == 0 and "Usage" in out
+  if command not in ((), ("convert",)):
+    assert "Example: fsb" in " ".join(out.split())
+
+
+def test_tasks_are_listed_without_tensorflow(fsb):
+  status, out, _ = fsb("tasks")
+  assert status == 0 and "tnews: " in out and "15 labels" in out
+  status, out, _ = fsb("tasks", "afqmc")
+  assert out.count("\n") == 1 and "pairs of texts" in out
+
+
+HEAVY = ("jax", "tensorflow", "torch", "transformers")
+
+
+@pytest.mark.parametrize("statement", ["import fsb_jax", "from fsb_jax import cli; cli.app(['--help'])"])
+def test_starting_imports_nothing_heavy(statement):
+  code = f"""
+import atexit, sys
+atexit.register(lambda: print("HEAVY", [name for name in {HEAVY} if name in sys.modules]))
+{statement}
+"""
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert "HEAVY []" in done.stdout
+
+
+def test_starting_is_quick():
+  """0.3 s and 0.7 s as whole processes; the best of five, since the machine has other things to do."""
+  for command, limit in (
+    ([sys.executable, "-c", "import fsb_jax"], 0.3),
+    ([os.path.join(os.path.dirname(sys.executable), "fsb"), "--help"], 0.7),
+  ):
+    seconds = []
+    for _ in range(5):
+      start = time.perf_counter()
+      subprocess.run(command, capture_output=True, check=True)
+      seconds.append(time.perf_counter() - start)
+    assert min(seconds) < limit, (command, seconds)

@@ -1,0 +1,199 @@
+"""What `fsb convert` calls: import, export, verify and inspect, from folders to folders."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from convert_torch import hub
+from fsb_jax import checkpoints, models
+
+
+def import_checkpoint(
+  source: Path | str,
+  target: Path | str,
+  *,
+  head: str | None = None,
+  num_labels: int | None = None,
+  param_dtype: str = "float32",
+  scan_layers: bool = True,
+  vocab_multiple: int = 1,
+) -> hub.HubModel:
+  """Turns a Hub folder into a folder of ours.
+
+  Args:
+    source: the Hub folder.
+    target: where; must not exist, or be empty.
+    head: see `load_hub_folder`.
+    num_labels: see `load_hub_folder`.
+    param_dtype: of the parameters.
+    scan_layers: whether layers are stacked.
+    vocab_multiple: vocabulary rows are padded to a multiple of this.
+
+  Returns:
+    What was read, with the lists of newly initialised parameters and unused tensors.
+
+  Raises:
+    UserError: see `load_hub_folder`; or the target is not empty.
+  """
+  checkpoints.require_empty(target)
+  run = models.Run(param_dtype=param_dtype, scan_layers=scan_layers, vocab_multiple=vocab_multiple)
+  model = hub.load_hub_folder(source, head=head, num_labels=num_labels, run=run)
+  metadata = checkpoints.Metadata(
+    family=model.family,
+    head=model.head,
+    num_labels=model.num_labels,
+    label_names=model.label_names,
+    scan_layers=scan_layers,
+    vocab_multiple=vocab_multiple,
+    param_dtype=param_dtype,
+    source=model.source,
+    versions=checkpoints.library_versions(),
+  )
+  checkpoints.save_folder(target, model.params, metadata, model.hf_config, tokenizer_from=source)
+  return model
+
+
+def export_checkpoint(
+  source: Path | str, target: Path | str, *, dtype: str = "float32", max_shard_bytes: int = 5 * 10**9
+) -> None:
+  """Turns a folder of ours into one that `transformers` loads.
+
+  Args:
+    source: a folder of ours.
+    target: where; must not exist, or be empty.
+    dtype: see `save_hub_folder`.
+    max_shard_bytes: see `save_hub_folder`.
+
+  Raises:
+    UserError: the source is none of ours, or see `save_hub_folder`.
+  """
+  checkpoints.require_empty(target)
+  model = load_ours(source)
+  hub.save_hub_folder(
+    target,
+    model.params,
+    family=model.family,
+    config=model.config,
+    head=model.head,
+    num_labels=model.num_labels,
+    label_names=model.label_names,
+    hf_config=model.hf_config,
+    tokenizer_from=source,
+    dtype=dtype,
+    max_shard_bytes=max_shard_bytes,
+  )
+
+
+def verify_checkpoint(source: Path | str, target: Path | str, *, write_to: Path | str | None = None) -> dict:
+  """Runs a Hub folder in PyTorch and a converted folder in ours, on the same inputs.
+
+  Args:
+    source: the Hub folder.
+    target: a folder of ours, or a Hub folder to be read by us.
+    write_to: where the certificate goes; by default `verification.json` in `target`.
+
+  Returns:
+    The certificate, see `verify.verify`; its `passed` says whether all is equal.
+
+  Raises:
+    UserError: one of the two is no model, or PyTorch is not installed.
+  """
+  from convert_torch import verify
+
+  model = load_ours(target) if checkpoints.is_checkpoint(target) else hub.load_hub_folder(target)
+  return verify.verify(source, model, write_to=write_to or Path(target) / "verification.json")
+
+
+def load_ours(folder: Path | str) -> hub.HubModel:
+  """Reads a folder of ours in the layout it was saved in."""
+  params, metadata, hf_config = checkpoints.load_folder(folder)
+  return hub.HubModel(
+    family=metadata.family,
+    config=_config(metadata, hf_config),
+    head=metadata.head,
+    num_labels=metadata.num_labels,
+    label_names=metadata.label_names,
+    params=params,
+    hf_config=hf_config,
+    newly_initialised=[],
+    unused=[],
+    source=metadata.source,
+  )
+
+
+def _config(metadata: checkpoints.Metadata, hf_config: dict) -> models.TransformerConfig:
+  run = models.Run(
+    param_dtype=metadata.param_dtype, scan_layers=metadata.scan_layers, vocab_multiple=metadata.vocab_multiple
+  )
+  return dataclasses.replace(models.family(metadata.family).config_from_hf(hf_config), run=run)
+
+
+def inspect(path: Path | str, *, head: str | None = None, console=None) -> None:
+  """Prints what a folder holds: one of ours, or a Hub folder and how it would map; no weights are read.
+
+  Args:
+    path: the folder.
+    head: for a Hub folder, the head to map it to; by default its own.
+    console: a `rich.console.Console`; by default standard output.
+
+  Raises:
+    UserError: the folder is no model.
+  """
+  from rich.console import Console
+  from rich.table import Table
+  from rich.text import Text
+
+  folder = Path(path)
+  rows = _inspect_ours(folder) if checkpoints.is_checkpoint(folder) else _inspect_hub(folder, head)
+  table = Table(title=str(folder), show_header=False)
+  for name, value in rows:
+    table.add_row(name, Text(value))  # as it is: square brackets are shapes here, not markup
+  (console or Console()).print(table)
+
+
+def _inspect_ours(folder: Path) -> list[tuple[str, str]]:
+  metadata, hf_config = checkpoints.read_metadata(folder)
+  config = _config(metadata, hf_config)
+  shapes = hub.param_shapes(models.build(metadata.family, config, metadata.head, metadata.num_labels))
+  files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+  return [
+    ("kind", f"fsb_jax folder, {'stacked' if metadata.scan_layers else 'unrolled'} layers"),
+    *_describe(metadata.family, config, metadata.head, metadata.num_labels, metadata.label_names, shapes),
+    ("dtype", metadata.param_dtype),
+    ("files", f"{len(files)} files, {_megabytes(sum(path.stat().st_size for path in files))}"),
+    ("source", metadata.source.get("path", "")),
+  ]
+
+
+def _inspect_hub(folder: Path, head: str | None) -> list[tuple[str, str]]:
+  opened = hub.open_hub_folder(folder, head=head)
+  match, files = opened.match, opened.files
+  shapes = hub.param_shapes(opened.model)
+  return [
+    ("kind", "Hub folder"),
+    *_describe(opened.family, opened.config, opened.head, opened.num_labels, opened.label_names, shapes),
+    ("dtype", ", ".join(sorted({info.dtype for info in match.sources}))),
+    ("files", "\n".join(f"{path.name} {_megabytes(path.stat().st_size)}" for path in files.paths)),
+    ("other files", ", ".join(sorted(path.name for path in folder.iterdir() if path not in files.paths))),
+    ("would map", f"{len(match.sources)} of {len(files.tensors)} tensors"),
+    ("newly initialised", "\n".join(match.missing) or "nothing"),
+    ("unused", "\n".join(match.unused) or "nothing"),
+    ("does not fit", "\n".join(line.strip() for line in match.problems) or "nothing"),
+  ]
+
+
+def _describe(family, config, head, num_labels, label_names, shapes) -> list[tuple[str, str]]:
+  count = sum(int(np.prod(shape)) for shape in shapes.values())
+  return [
+    ("family", family),
+    ("head", f"{head} ({models.family(family).architecture(head)})"),
+    ("layers", f"{config.num_layers}, width {config.embed_dim}, {config.num_heads} heads, inner {config.mlp_dim}"),
+    ("vocabulary", f"{config.vocab_size} ids in {config.vocab_rows} rows"),
+    ("parameters", f"{count:,}"),
+    ("labels", ", ".join(label_names) if label_names else f"{num_labels}, unnamed"),
+  ]
+
+
+def _megabytes(size: int) -> str:
+  return f"{size / 1e6:.1f} MB"

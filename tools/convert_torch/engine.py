@@ -1,0 +1,220 @@
+"""Carries tensors between PyTorch's names and our parameter tree by a table's rows, strictly in both directions.
+
+The engine, not the table, decides whether layers are stacked: `encoder/layers_{i}/...` is the path of an unrolled
+layer, and `encoder/layers/...` with a leading axis is where a scanned one lives.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from convert_torch.io import TensorInfo, WeightFiles
+from convert_torch.weights import Row, Table
+from fsb_jax import models
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+  """One tensor of theirs and its place in ours: the parameter at `path`, or its slice `index`."""
+
+  path: str
+  index: int | None
+  row: Row
+  theirs: str
+  otherwise: str | None
+  shape: tuple[int, ...]
+
+
+@dataclasses.dataclass
+class Match:
+  """How the tensors of some files fit a model.
+
+  Attributes:
+    sources: tensor -> the slots it fills.
+    missing: paths of parameters that the files lack; each is one that `models.may_be_fresh`.
+    unused: names of known tensors that the model has no place for.
+    problems: a line for everything that does not fit.
+  """
+
+  sources: dict[TensorInfo, list[Slot]]
+  missing: list[str]
+  unused: list[str]
+  problems: list[str]
+
+
+def slots(table: Table, config, shapes: Mapping[str, tuple[int, ...]], prefixed: bool) -> list[Slot]:
+  """Every tensor that the parameters consist of, with its name and shape on PyTorch's side.
+
+  Args:
+    table: the family's table.
+    config: a `TransformerConfig`.
+    shapes: path -> shape of every parameter of the model.
+    prefixed: whether the encoder's names carry `table.prefix`.
+
+  Raises:
+    ValueError: the table is broken: a parameter has no row, or an encoder's row no parameter.
+  """
+  strip = "" if prefixed else table.prefix
+  result, idle = [], []
+  for row in table.rows:
+    places = _places(row.ours, shapes)
+    if not places and not models.may_be_fresh(row.ours):
+      idle.append(row.ours)
+    for layer, (path, index, shape) in enumerate(places):
+      theirs, otherwise = (
+        name and name.removeprefix(strip).replace("{i}", str(layer)) for name in (row.theirs, row.otherwise)
+      )
+      # No memory: one zero seen through zero strides, so that the op itself says what shape it saves.
+      saved = row.op.save(np.broadcast_to(np.zeros((), np.float32), shape), config)
+      result.append(Slot(path, index, row, theirs, otherwise, saved.shape))
+  homeless = sorted(set(shapes) - {slot.path for slot in result})
+  if idle or homeless:
+    raise ValueError(f"broken weight table: rows without a parameter {idle}, parameters without a row {homeless}")
+  return result
+
+
+def _places(ours: str, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int | None, tuple[int, ...]]]:
+  """(path, index into it, shape) of every parameter or slice that a row's path stands for."""
+  stacked = ours.replace("_{i}", "")
+  if stacked not in shapes:  # unrolled, or not in this model
+    paths = itertools.takewhile(shapes.__contains__, (ours.replace("{i}", str(i)) for i in itertools.count()))
+    return [(path, None, shapes[path]) for path in paths]
+  if stacked == ours:
+    return [(ours, None, shapes[ours])]
+  layers, *shape = shapes[stacked]
+  return [(stacked, i, tuple(shape)) for i in range(layers)]
+
+
+def match(
+  table: Table,
+  files: WeightFiles,
+  config,
+  shapes: Mapping[str, tuple[int, ...]],
+  replace_heads: bool = False,
+) -> Match:
+  """Finds a tensor for every parameter, by names and shapes; reads only what should repeat another tensor.
+
+  Args:
+    table: the family's table.
+    files: the opened weight files.
+    config: a `TransformerConfig`.
+    shapes: path -> shape of every parameter of the model.
+    replace_heads: whether a head's parameter whose shape differs counts as missing.
+
+  Returns:
+    The match, with a problem for every tensor that is unknown (+), missing (-), repeated (+), misshapen or not
+    floating point (!), or tied to one from which it differs (!).
+
+  Raises:
+    ValueError: the table is broken, see `slots`.
+  """
+  found: dict[str, TensorInfo] = {}
+  problems = []
+  for info in files.tensors:
+    name = info.name
+    for pattern, replacement in table.rename:
+      name = re.sub(pattern, replacement, name)
+    if any(re.fullmatch(pattern, name) for pattern in table.ignore):
+      continue
+    if name in found:
+      problems.append(f"  + {info.name} {list(info.shape)} in {info.file.name}: a second {name}")
+    found[name] = info
+  prefixed = any(name.startswith(table.prefix) for name in found)
+  needed = slots(table, config, shapes, prefixed)
+
+  taken: set[str] = set()
+  sources: dict[TensorInfo, list[Slot]] = {}
+  missing, unused = [], []
+  for slot in needed:
+    name = next((n for n in (slot.theirs, slot.otherwise) if n in found), None)
+    if name is None and models.may_be_fresh(slot.path):
+      missing.append(slot.path)
+      continue
+    if name is None:
+      problems.append(f"  - {slot.theirs} {list(slot.shape)} for {slot.path}")
+      continue
+    taken.add(name)
+    info = found[name]
+    if info.shape != slot.shape and replace_heads and slot.path.startswith("head/"):
+      missing.append(slot.path)
+      unused.append(info.name)
+    elif info.shape != slot.shape:
+      problems.append(f"  ! {info.name} is {list(info.shape)}, {slot.path} needs {list(slot.shape)}")
+    elif info.dtype not in FLOATS:
+      problems.append(f"  ! {info.name} holds {info.dtype}, not floating point numbers")
+    else:
+      sources.setdefault(info, []).append(slot)
+
+  used_rows = {slot.row for slot in needed}
+  idle_rows = [row for row in table.rows if row not in used_rows]
+  strip = "" if prefixed else table.prefix
+  tied = _tied_copies(table, config, strip)
+  for name, info in found.items():
+    if name in taken:
+      continue
+    if name in tied and tied[name] in found:
+      problems += _compare(files, info, found[tied[name]])
+    elif name in tied or any(_matches(row, name, strip) for row in idle_rows):
+      unused.append(info.name)
+    else:
+      problems.append(f"  + {info.name} {list(info.shape)}")
+  return Match(sources, sorted(set(missing)), sorted(unused), problems)
+
+
+def read(match: Match, files: WeightFiles, config, shapes: Mapping[str, tuple[int, ...]], dtype) -> dict:
+  """Reads the matched parameters, path -> array of `dtype`, one tensor at a time."""
+  params: dict[str, np.ndarray] = {}
+  for info, tensor in files.read(match.sources):
+    for slot in match.sources[info]:
+      if slot.path not in params:
+        params[slot.path] = np.empty(shapes[slot.path], dtype)
+      params[slot.path][... if slot.index is None else slot.index] = slot.row.op.load(tensor, config)
+  return params
+
+
+def _tied_copies(table: Table, config, strip: str) -> dict[str, str]:
+  """Names that repeat another tensor -> that tensor."""
+  rows = [row for row in table.rows if row.tied_to and config.tie_embeddings]
+  return {row.theirs.removeprefix(strip): row.tied_to.removeprefix(strip) for row in rows}
+
+
+def _compare(files: WeightFiles, copy: TensorInfo, original: TensorInfo) -> list[str]:
+  arrays = [array for _, array in files.read([copy, original])]
+  if np.array_equal(*arrays):
+    return []
+  return [
+    f"  ! {copy.name} differs from {original.name}, though config.json ties them; set tie_word_embeddings to false "
+    "in config.json"
+  ]
+
+
+def _matches(row: Row, name: str, strip: str) -> bool:
+  pattern = re.escape(row.theirs.removeprefix(strip)).replace(r"\{i\}", r"\d+")
+  return re.fullmatch(pattern, name) is not None
+
+
+def save(table: Table, params: Mapping[str, np.ndarray], config, *, prefixed: bool) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields PyTorch's tensors one at a time, as views where numpy can make one.
+
+  Args:
+    table: the family's table.
+    params: path -> array of every parameter of the model.
+    config: a `TransformerConfig`.
+    prefixed: whether the class has a head, so that the encoder's names carry `table.prefix`.
+
+  Raises:
+    ValueError: the table is broken, see `slots`.
+  """
+  tied = _tied_copies(table, config, "" if prefixed else table.prefix)
+  written = set()
+  for slot in slots(table, config, {path: x.shape for path, x in params.items()}, prefixed):
+    array = np.asarray(params[slot.path] if slot.index is None else params[slot.path][slot.index])
+    for name in (slot.theirs, slot.otherwise):
+      if name is not None and name not in tied and name not in written:
+        written.add(name)
+        yield name, slot.row.op.save(array, config)

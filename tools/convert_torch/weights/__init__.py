@@ -1,0 +1,52 @@
+"""One weight table per family, in a file of the family's name; a reviewer checks it by eye."""
+
+import dataclasses
+import importlib
+import importlib.util
+
+from convert_torch.ops import Op, same
+from fsb_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One parameter.
+
+  Attributes:
+    ours: its path, `encoder/layers_{i}/attention/query/kernel`; `{i}` is the only wildcard.
+    theirs: its tensor's name in PyTorch's class with a head.
+    op: from their form to ours.
+    otherwise: another name of the same tensor: read where the file lacks the first, written beside it.
+    tied_to: the tensor this one repeats where `config.tie_embeddings`; then it must equal it, and is not written.
+  """
+
+  ours: str
+  theirs: str
+  op: Op = same
+  otherwise: str | None = None
+  tied_to: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+  """How one family's tensors map, in both directions.
+
+  Attributes:
+    prefix: what begins the encoder's names in classes with a head; the bare model's names lack it.
+    rows: one for every parameter of every head.
+    ignore: patterns (matched whole, after `rename`) of tensors that hold nothing learned.
+    rename: (pattern, replacement) that bring old names to today's.
+  """
+
+  prefix: str
+  rows: tuple[Row, ...]
+  ignore: tuple[str, ...] = ()
+  rename: tuple[tuple[str, str], ...] = ()
+
+
+def table(family: str) -> Table:
+  """The weight table of a family; UserError where it has none."""
+  name = f"{__name__}.{family}"
+  if importlib.util.find_spec(name) is None:
+    raise UserError(f"fsb_jax has no weight table for the {family} family, so it cannot convert its checkpoints")
+  return importlib.import_module(name).TABLE

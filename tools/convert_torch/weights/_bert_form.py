@@ -1,0 +1,61 @@
+"""Rows that the BERT-shaped families share."""
+
+from convert_torch.ops import heads_bias, heads_in, heads_out, linear, pad_vocab, then
+from convert_torch.weights import Row
+
+# Registered buffers that older versions of transformers saved.
+BUFFERS = (r"(.*\.)?embeddings\.(position_ids|token_type_ids)",)
+
+# Checkpoints converted from the first TensorFlow release.
+OLD_NORMS = ((r"\bLayerNorm\.gamma$", "LayerNorm.weight"), (r"\bLayerNorm\.beta$", "LayerNorm.bias"))
+
+
+def dense(ours: str, theirs: str) -> tuple[Row, ...]:
+  """A linear layer."""
+  return Row(f"{ours}/kernel", f"{theirs}.weight", linear), Row(f"{ours}/bias", f"{theirs}.bias")
+
+
+def norm(ours: str, theirs: str) -> tuple[Row, ...]:
+  """A layer norm."""
+  return Row(f"{ours}/scale", f"{theirs}.weight"), Row(f"{ours}/bias", f"{theirs}.bias")
+
+
+def attention(ours: str, theirs: str) -> tuple[Row, ...]:
+  """Self-attention's four projections."""
+  inward = (
+    row
+    for name in ("query", "key", "value")
+    for row in (
+      Row(f"{ours}/{name}/kernel", f"{theirs}.self.{name}.weight", heads_out),
+      Row(f"{ours}/{name}/bias", f"{theirs}.self.{name}.bias", heads_bias),
+    )
+  )
+  return (
+    *inward,
+    Row(f"{ours}/out/kernel", f"{theirs}.output.dense.weight", heads_in),
+    Row(f"{ours}/out/bias", f"{theirs}.output.dense.bias"),
+  )
+
+
+def embeddings(theirs: str) -> tuple[Row, ...]:
+  """The three tables that are summed."""
+  return (
+    Row("token_embed/embedding", f"{theirs}.word_embeddings.weight", pad_vocab),
+    Row("position_embed/embedding", f"{theirs}.position_embeddings.weight"),
+    Row("token_type_embed/embedding", f"{theirs}.token_type_embeddings.weight"),
+  )
+
+
+def decoder(theirs: str, token_embed: str) -> tuple[Row, ...]:
+  """The masked language model's last layer: a bias alone where the kernel is the token table, else a whole layer.
+
+  PyTorch's head holds its bias twice. Version 4 of transformers makes the two one tensor, tied or not, and saves
+  either name; version 5 computes with `decoder.bias`.
+  """
+  ours = "head/masked_lm"
+  bias, decoder_bias = f"{theirs}.bias", f"{theirs}.decoder.bias"
+  return (
+    Row(f"{ours}/bias", bias, pad_vocab, otherwise=decoder_bias),
+    Row(f"{ours}/decoder/kernel", f"{theirs}.decoder.weight", then(pad_vocab, linear), tied_to=token_embed),
+    Row(f"{ours}/decoder/bias", decoder_bias, pad_vocab, otherwise=bias, tied_to=bias),
+  )
