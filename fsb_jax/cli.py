@@ -112,7 +112,15 @@ def convert_import(
   _quiet()
   from convert_torch import cli
 
-  cli.import_checkpoint(source, target, head=head, param_dtype=param_dtype, scan_layers=scan_layers)
+  from fsb_jax.pretrained import find_folder
+
+  model = cli.import_checkpoint(
+    find_folder(source), target, head=head, param_dtype=param_dtype, scan_layers=scan_layers
+  )
+  print(f"{model.family} {model.head} written to {target}")
+  for what, names in (("newly initialised", model.newly_initialised), ("unused", model.unused)):
+    if names:
+      print(f"{what}: {', '.join(names)}")
 
 
 @convert_app.command("export")
@@ -129,6 +137,7 @@ def convert_export(
   from convert_torch import cli
 
   cli.export_checkpoint(source, target, dtype=dtype)
+  print(f"written to {target}")
 
 
 @convert_app.command("verify")
@@ -143,7 +152,16 @@ def convert_verify(
   _quiet()
   from convert_torch import cli
 
-  if not cli.verify_checkpoint(source, target):
+  from fsb_jax.pretrained import find_folder
+
+  certificate = cli.verify_checkpoint(find_folder(source), target)
+  for result in certificate["results"]:
+    print(
+      f"{result['dtype']}, {result['inputs']}, {result['output']}: largest difference {result['max_abs_diff']:.1e}, "
+      f"allowed {result['tolerance']:.1e}: {'equal' if result['passed'] else 'DIFFERENT'}"
+    )
+  print(f"{'the same numbers' if certificate['passed'] else 'NOT the same'}; certificate in {target}/verification.json")
+  if not certificate["passed"]:
     raise typer.Exit(1)
 
 
@@ -156,7 +174,9 @@ def convert_inspect(path: Annotated[str, typer.Argument(help="A folder of either
   _quiet()
   from convert_torch import cli
 
-  cli.inspect(path)
+  from fsb_jax.pretrained import find_folder
+
+  cli.inspect(find_folder(path))
 
 
 def _run(module: str, function: str, context, gin_files, search_paths, keep_config: bool = False) -> None:

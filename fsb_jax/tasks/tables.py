@@ -14,7 +14,7 @@ from fsb_jax.tasks.text_task import Split, TextTask, make_split
 
 def table_task(
   name: str,
-  files: Mapping[str, str | os.PathLike],
+  files: Mapping[str, str | os.PathLike | None],
   text_column: str,
   text_pair_column: str | None = None,
   label_column: str = "label",
@@ -25,7 +25,8 @@ def table_task(
   Args:
     name: the task's name.
     files: from split name (train, validation, test) to the path of a .csv, .tsv, .json or .jsonl file (JSON: one
-      object a line), UTF-8, any of them gzipped or not. CSV and TSV name their columns in the first line.
+      object a line), UTF-8, any of them gzipped or not; None for no such split. CSV and TSV name their columns in the
+      first line.
     text_column: column with the text.
     text_pair_column: column with the second text, for tasks on pairs.
     label_column: column with the label. The test split may lack it.
@@ -34,7 +35,7 @@ def table_task(
   Raises:
     UserError: a file is missing, has a malformed line, or lacks a named column.
   """
-  paths = {split: Path(path).expanduser() for split, path in files.items()}
+  paths = {split: Path(path).expanduser() for split, path in files.items() if path is not None}
   if not paths:
     raise UserError(f"Table task {name} names no file.")
   for split, path in paths.items():

@@ -40,6 +40,8 @@ class Objective:
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """-log softmax(logits)[labels] in at least float32, `[..., classes]` and valid labels `[...]` to `[...]`."""
   logits = logits.astype(at_least_float32(logits.dtype))
+  # First, and not within the logsumexp alone: a small loss is no difference of two large numbers then.
+  logits = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
   picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
   return jax.nn.logsumexp(logits, axis=-1) - picked
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from fsb_jax.errors import UserError
@@ -33,6 +34,8 @@ def schedule(
   Returns:
     A function of the number of updates done so far.
   """
+  if not isinstance(train_steps, int) or train_steps < 1:
+    raise UserError(f"TRAIN_STEPS must be a whole number above 0, not {train_steps!r}")
   if kind not in SCHEDULES:
     raise UserError(f"unknown learning rate schedule {kind!r}; known: {', '.join(SCHEDULES)}")
   warmup = int(train_steps * warmup_ratio) if warmup_steps is None else warmup_steps
@@ -48,9 +51,10 @@ def schedule(
     after = lambda step: learning_rate * (start / (step + start)) ** 0.5  # noqa: E731 - optax's own form
   else:
     after = optax.constant_schedule(learning_rate)
-  if not warmup:
-    return after
-  return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), after], [warmup])
+  if warmup:
+    after = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), after], [warmup])
+  # As a float of the widest kind in use: the quotient of 32-bit integers has 32 bits even where 64 are switched on.
+  return lambda step: after(jnp.asarray(step, float))
 
 
 def decay_mask(params: Any) -> Any:

@@ -89,12 +89,20 @@ def train_step(
       "loss": loss,
       "gradient_norm": optax.tree.norm(grads),
       "examples": jnp.sum(batch["weights"]),
-      "tokens": jnp.sum(batch["attention_mask"] * batch["weights"].astype(jnp.int32)[:, None]),
+      "tokens": _real_tokens(batch),
     }
     params = optax.apply_updates(state.params, updates)
     return TrainState(step=state.step + 1, params=params, optimizer=optimizer_state), metrics
 
   return step
+
+
+def _real_tokens(batch: Mapping[str, jax.Array]) -> jax.Array:
+  """How many tokens the real rows hold; under a dense mask, those that some query sees."""
+  mask = batch["attention_mask"]
+  if mask.ndim > batch["input_ids"].ndim:
+    mask = mask.max(axis=-2)
+  return jnp.sum(mask * batch["weights"].astype(jnp.int32).reshape(-1, *(1,) * (mask.ndim - 1)))
 
 
 def eval_step(model: nn.Module, objective: Objective) -> Callable[[Any, Mapping[str, jax.Array]], dict[str, jax.Array]]:

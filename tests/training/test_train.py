@@ -1,0 +1,182 @@
+"""Runs from a table to a Hub folder: learning, resuming, scoring, and what the folder says about itself."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import fsb_jax
+from fsb_jax import checkpoints, encodings, tasks
+from fsb_jax.errors import UserError
+from fsb_jax.training.evaluate import evaluate
+from fsb_jax.training.infer import infer
+from fsb_jax.training.optimizers import adamw, schedule
+from fsb_jax.training.start import SizedModel
+from fsb_jax.training.train import train
+
+GOOD, BAD = "好棒美善喜", "坏差丑恶怒"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+  return encodings.bert_tokenizer_from_characters(GOOD + BAD + "天地人你我他", tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+  """Texts whose class is the kind of their one telling character."""
+  folder = tmp_path_factory.mktemp("table")
+  random = np.random.default_rng(0)
+  for split, rows in (("train", 230), ("validation", 45), ("test", 33)):
+    lines = ["text,label"]
+    for i in range(rows):
+      filler = "".join(random.choice(list("天地人你我他"), random.integers(1, 12)))
+      telling = random.choice(list(GOOD if i % 3 else BAD))
+      lines.append(f"{filler}{telling},{'positive' if i % 3 else 'negative'}")
+    (folder / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+  return tasks.table_task("reviews", {split: folder / f"{split}.csv" for split in ("train", "validation", "test")}, "text")
+
+
+def run(folder, table, tokenizer, steps, **changes):
+  rate = schedule(learning_rate=3e-3, train_steps=60, warmup_ratio=0.1)
+  arguments = dict(
+    model_dir=str(folder), task=table, train_steps=steps, batch_size=32, optimizer=adamw(learning_rate=rate),
+    learning_rate=rate, model=SizedModel("bert", "tiny"), tokenizer=tokenizer, feature_lengths={"inputs": 16},
+    buckets=(16,), eval_batch_size=16, log_period=10, mesh={"data": 2, "fsdp": 2, "tensor": 2},
+  )
+  return train(**{**arguments, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(table, tokenizer, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("runs") / "finished"
+  metrics = run(folder, table, tokenizer, 60, checkpoint_period=30, config_text="# resolved\n")
+  return folder, metrics
+
+
+def test_it_learns(finished):
+  _, metrics = finished
+  assert metrics["examples"] == 45  # 16 does not divide it: filling rows are not counted
+  assert metrics["majority_baseline"] == pytest.approx(30 / 45)
+  assert metrics["accuracy"] == 1.0
+
+
+def test_the_folder_says_what_it_is(finished):
+  folder, _ = finished
+  metadata, hf_config = checkpoints.read_metadata(folder)
+  assert (metadata.family, metadata.head, metadata.label_names) == (
+    "bert", "sequence_classification", ("negative", "positive")
+  )
+  assert hf_config["id2label"] == {"0": "negative", "1": "positive"}
+  assert hf_config["architectures"] == ["BertForSequenceClassification"]
+  assert (folder / "config.gin").read_text() == "# resolved\n"
+  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  trained = [line for line in lines if line["kind"] == "train"]
+  assert [line["step"] for line in trained] == [10, 20, 30, 40, 50, 60]
+  assert trained[-1]["loss"] < 0.1 < trained[0]["loss"]
+  assert {"loss", "gradient_norm", "examples_per_second", "tokens_per_second", "learning_rate"} <= set(trained[0])
+  assert [line["step"] for line in lines if line["kind"] == "eval"] == [60]
+  assert list((folder / "tensorboard").glob("events*"))
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, table, tokenizer, tmp_path):
+  folder, metrics = finished
+  for steps in (30, 60):
+    again = run(tmp_path / "run", table, tokenizer, steps, checkpoint_period=30)
+  assert again == metrics
+  one, two = (checkpoints.load_folder(each)[0] for each in (folder, tmp_path / "run"))
+  assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
+
+
+def test_a_finished_run_is_left_alone(finished, table, tokenizer):
+  folder, _ = finished
+  before = sorted(path.name for path in (folder / "checkpoints").iterdir())
+  assert run(folder, table, tokenizer, 60) == {}
+  assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == before
+
+
+def test_another_model_is_not_mixed_in(finished, table, tokenizer):
+  folder, _ = finished
+  with pytest.raises(UserError, match="holds a run with family=bert, this one has megatron_bert"):
+    run(folder, table, tokenizer, 70, model=SizedModel("megatron_bert", "tiny"))
+  with pytest.raises(UserError, match="another model size"):
+    run(folder, table, tokenizer, 70, model=SizedModel("bert", "rbt3"))
+
+
+def test_scoring_and_predicting_agree(finished, table, tmp_path):
+  folder, _ = finished
+  arguments = dict(model=str(folder), task=table, split="test", feature_lengths={"inputs": 16}, batch_size=16)
+  (scores,) = evaluate(**arguments, output_file=str(tmp_path / "scores.json")).values()
+  assert json.loads((tmp_path / "scores.json").read_text())["reviews"] == scores
+  assert infer(**arguments, output_file=str(tmp_path / "out.jsonl")) == 33
+  rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+  assert np.mean([row["prediction"] == row["label"] for row in rows]) == scores["accuracy"]
+  with pytest.raises(UserError, match="already exists"):
+    infer(**arguments, output_file=str(tmp_path / "out.jsonl"))
+  answers = fsb_jax.pipeline("text_classification", folder)([row["text"] for row in rows])
+  assert [answer["label"] for answer in answers] == [row["prediction"] for row in rows]
+  np.testing.assert_allclose([a["score"] for a in answers], [row["score"] for row in rows], atol=1e-5)
+
+
+def test_exported_it_is_a_transformers_model(finished, tmp_path):
+  import torch
+  from convert_torch import cli
+  from transformers import BertForSequenceClassification
+
+  folder, _ = finished
+  cli.export_checkpoint(folder, tmp_path / "hub")
+  theirs, report = BertForSequenceClassification.from_pretrained(tmp_path / "hub", output_loading_info=True)
+  assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+  loaded = fsb_jax.from_pretrained(tmp_path / "hub")
+  inputs = loaded.tokenizer(["天地好", "你我他恶"], return_tensors="np", padding=True)
+  ours = loaded.model.apply({"params": loaded.params}, **inputs).logits
+  with torch.no_grad():
+    reference = theirs.eval()(**{name: torch.tensor(value) for name, value in inputs.items()}).logits.numpy()
+  np.testing.assert_allclose(ours, reference, atol=1e-4)
+  assert theirs.config.id2label == {0: "negative", 1: "positive"}
+
+
+def test_starting_from_a_checkpoint_keeps_its_body(finished, table, tmp_path):
+  folder, _ = finished
+  constant = adamw(learning_rate=0.0, weight_decay=0.0)
+  run(
+    tmp_path / "run", table, None, 1, model=None, initial_checkpoint_path=str(folder), optimizer=constant,
+    learning_rate=None, mesh={"data": 8},
+  )
+  # Read for one device: the two runs padded their vocabularies to different meshes.
+  one, two = (fsb_jax.from_pretrained(each).params for each in (folder, tmp_path / "run"))
+  assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
+
+
+def test_bfloat16_with_microbatches_and_remat_learns_too(table, tokenizer, tmp_path):
+  from fsb_jax import models
+
+  metrics = run(
+    tmp_path / "run", table, tokenizer, 60, run=models.Run(dtype="bfloat16", remat="full"), microbatches=2,
+    mesh={"data": 4, "fsdp": 2},
+  )
+  assert metrics["accuracy"] > 0.9
+  params = checkpoints.load_folder(tmp_path / "run")[0]
+  assert params["token_embed"]["embedding"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"batch_size": 30}, "BATCH_SIZE 30 cannot be cut into 1 microbatches over 4 parts"),
+    ({"batch_size": 32, "microbatches": 16}, "make it a multiple of 64"),
+    ({"eval_batch_size": 6}, "BATCH_SIZE 6 cannot be split over 4 parts"),
+    ({"model": None}, "either INITIAL_CHECKPOINT_PATH or a MODEL"),
+    ({"model": SizedModel("bert", "huge")}, "unknown size 'huge' of the bert family; known: tiny"),
+    ({"model": SizedModel("bart", "tiny")}, "unknown model family 'bart'; known: bert"),
+    ({"tokenizer": None}, "needs TOKENIZER"),
+    ({"train_steps": 0}, "TRAIN_STEPS must be a whole number above 0"),
+    ({"rules": {"heads": "model"}}, "no mesh axis 'model'"),
+  ],
+  ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_mistakes_are_told_before_anything_is_written(changes, words, table, tokenizer, tmp_path):
+  with pytest.raises(UserError, match=words):
+    run(tmp_path / "run", table, **{"tokenizer": tokenizer, "steps": changes.pop("train_steps", 5), **changes})
+  assert not (tmp_path / "run").exists()
