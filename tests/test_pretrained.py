@@ -1,0 +1,138 @@
+"""`from_pretrained` over both kinds of folder, every layout, dtype and mesh: the same model each time."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import fsb_jax
+from fsb_jax.errors import UserError
+
+IDS = np.array([[2, 7, 9, 11, 3, 0], [2, 8, 8, 3, 0, 0]], np.int32)
+MASK = (IDS > 0).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+  """A tiny masked language model as a Hub folder, without a tokenizer, and its logits."""
+  folder = tmp_path_factory.mktemp("hub")
+  torch.manual_seed(0)
+  config = transformers.BertConfig(
+    vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
+    max_position_embeddings=32, initializer_range=0.3,
+  )
+  model = transformers.BertForMaskedLM(config).eval()
+  model.save_pretrained(folder)
+  with torch.no_grad():
+    logits = model(input_ids=torch.tensor(IDS).long(), attention_mask=torch.tensor(MASK)).logits.numpy()
+  return folder, logits
+
+
+@pytest.fixture(scope="module")
+def ours(hub, tmp_path_factory):
+  from convert_torch import cli
+
+  folder = tmp_path_factory.mktemp("ours") / "model"
+  cli.import_checkpoint(hub[0], folder)
+  return folder
+
+
+def logits_of(loaded):
+  model, params = loaded
+  result = jax.jit(lambda p: model.apply({"params": p}, IDS, MASK).logits)(params)
+  return np.asarray(result, np.float32)[..., :101]
+
+
+@pytest.mark.parametrize(
+  ("kind", "options", "tolerance"),
+  [
+    ("hub", {}, 1e-4),
+    ("hub", {"scan_layers": False}, 1e-4),
+    ("ours", {}, 1e-4),
+    ("ours", {"scan_layers": False}, 1e-4),
+    ("ours", {"mesh": {"fsdp": 2, "tensor": 4}}, 1e-4),
+    ("hub", {"mesh": {"fsdp": 8}}, 1e-4),
+    ("ours", {"dtype": "bfloat16", "param_dtype": "bfloat16"}, 1.0),
+  ],
+  ids=str,
+)
+def test_the_same_model_each_time(hub, ours, kind, options, tolerance):
+  folder, want = hub
+  with jax.default_matmul_precision("highest"):
+    loaded = fsb_jax.from_pretrained(folder if kind == "hub" else ours, **options)
+    assert loaded.metadata.head == "masked_lm" and loaded.tokenizer is None and loaded.newly_initialised == ()
+    assert np.abs(logits_of(loaded) - want).max() < tolerance
+  dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(loaded.params)}
+  assert dtypes == {options.get("param_dtype", "float32")}
+  if "mesh" in options:
+    kernel = loaded.params["encoder"]["layers"]["mlp"]["wi"]["kernel"]
+    assert kernel.addressable_shards[0].data.nbytes * 8 == kernel.nbytes
+
+
+@pytest.mark.parametrize("kind", ["hub", "ours"])
+def test_a_head_the_folder_lacks_is_drawn_and_listed(hub, ours, kind):
+  folder = hub[0] if kind == "hub" else ours
+  loaded = fsb_jax.from_pretrained(folder, head="sequence_classification", num_labels=5)
+  assert sorted(loaded.newly_initialised) == [
+    "head/classifier/bias", "head/classifier/kernel", "pooler/bias", "pooler/kernel"
+  ]
+  kernel = np.asarray(loaded.params["head"]["classifier"]["kernel"])
+  assert kernel.shape == (32, 5) and 0.1 < kernel.std() < 0.6
+  body = fsb_jax.from_pretrained(folder).params
+  np.testing.assert_array_equal(loaded.params["token_embed"]["embedding"], body["token_embed"]["embedding"])
+
+
+def test_a_body_of_another_shape_is_refused(ours, tmp_path):
+  import json
+  import shutil
+
+  shutil.copytree(ours, tmp_path / "copy")
+  config = json.loads((tmp_path / "copy" / "config.json").read_text())
+  (tmp_path / "copy" / "config.json").write_text(json.dumps({**config, "intermediate_size": 128}))
+  with pytest.raises(UserError, match=r"encoder/layers/mlp/wi/kernel \(3, 32, 128\): the folder has \(3, 32, 64\)"):
+    fsb_jax.from_pretrained(tmp_path / "copy")
+
+
+def test_generation_config_is_read(ours, tmp_path):
+  import shutil
+
+  shutil.copytree(ours, tmp_path / "copy")
+  (tmp_path / "copy" / "generation_config.json").write_text('{"max_length": 5}')
+  assert fsb_jax.from_pretrained(tmp_path / "copy").generation_config == {"max_length": 5}
+  assert fsb_jax.from_pretrained(ours).generation_config is None
+
+
+def test_a_hub_id_is_downloaded(hub, monkeypatch):
+  import huggingface_hub
+
+  asked = []
+  monkeypatch.setattr(
+    huggingface_hub, "snapshot_download", lambda name, allow_patterns: asked.append((name, allow_patterns)) or hub[0]
+  )
+  assert fsb_jax.from_pretrained("IDEA-CCNL/Erlangshen-Tiny").metadata.family == "bert"
+  assert asked[0][0] == "IDEA-CCNL/Erlangshen-Tiny" and "*.safetensors" in asked[0][1]
+
+
+def test_no_network_is_one_sentence(monkeypatch):
+  import huggingface_hub
+
+  def unreachable(*_, **__):
+    raise OSError("no route to the Hub\nand a long story")
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+  with pytest.raises(UserError, match="IDEA-CCNL/Erlangshen-Tiny is no folder here.*no route to the Hub$"):
+    fsb_jax.from_pretrained("IDEA-CCNL/Erlangshen-Tiny")
+
+
+def test_a_file_is_no_folder(tmp_path):
+  (tmp_path / "model.safetensors").write_bytes(b"")
+  with pytest.raises(UserError, match="is a file; give the folder"):
+    fsb_jax.from_pretrained(tmp_path / "model.safetensors")
+
+
+def test_pipeline_mistakes(hub):
+  with pytest.raises(UserError, match="unknown pipeline 'translation'"):
+    fsb_jax.pipeline("translation", hub[0])
+  with pytest.raises(UserError, match="has a masked_lm head"):
+    fsb_jax.pipeline("text_classification", hub[0])
