@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import flax.linen as nn
-import gin
 import jax
 import pytest
 
+import gin
 from fsb_jax import models
 from fsb_jax.errors import UserError
 from fsb_jax.training import gin_utils
@@ -41,7 +41,7 @@ def test_every_size_has_a_gin_file():
 @pytest.mark.parametrize("path", SIZES)
 def test_models_take_shape(path):
   call, text = gin_utils.configured(train, ["runs/finetune.gin", path], RUN)
-  assert callable(call) and f'size = %SIZE' in text
+  assert callable(call) and 'size = %SIZE' in text
   model = gin.query_parameter("%MODEL").scoped_configurable_fn()
   config = models.sized(model.family, model.size)
   boxed = models.abstract_params(models.build(model.family, config, "masked_lm"))

@@ -20,7 +20,8 @@ SHAPE = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_h
 
 def parameter_count(family, head, config):
   with torch.device("meta"):
-    model = torch_class(family, head)(torch_class(family, head).config_class(**models.family(family).config_to_hf(config)))
+    chosen = torch_class(family, head)
+    model = chosen(chosen.config_class(**models.family(family).config_to_hf(config)))
   return sum(parameter.numel() for parameter in model.parameters())
 
 

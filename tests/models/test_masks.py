@@ -19,15 +19,11 @@ VALUES = {
   "causal": True,
   "window": 1,
 }
-# Segments are of one sequence with itself, so they meet square scores only.
-COMBINATIONS = [
-  parts
-  for count in range(1, len(VALUES) + 1)
-  for parts in itertools.combinations(VALUES, count)
-]
+COMBINATIONS = [parts for count in range(1, len(VALUES) + 1) for parts in itertools.combinations(VALUES, count)]
 
 
 def chosen(parts):
+  # Segments are of one sequence with itself, so they meet square scores only.
   square = "segments" in parts
   values = {name: VALUES[name] for name in parts}
   if square and "dense" in parts:
@@ -83,12 +79,13 @@ def attend_by_loop(scores, allowed, fill):
 
 @pytest.mark.parametrize("fill", ["finfo_min", "minus_10000", "zeroed"])
 def test_fill_rules_against_a_loop_over_rows(fill):
-  scores = np.random.default_rng(2).normal(size=(BATCH, HEADS, QUERIES, KEYS)).astype(np.float32) * 3
+  scores = np.random.default_rng(2).normal(size=(BATCH, HEADS, QUERIES, KEYS)) * 3
   allowed = VALUES["dense"].copy()
   allowed[0, 1] = False  # a row with nothing to see
   mask = Mask(dense=allowed, fill=fill)
-  probabilities = mask.apply_to_probabilities(jax.nn.softmax(mask.apply(scores), axis=-1))
-  np.testing.assert_allclose(probabilities, attend_by_loop(scores, allowed, fill), atol=1e-3 if fill == "minus_10000" else 1e-6)
+  with jax.enable_x64(True):
+    probabilities = mask.apply_to_probabilities(jax.nn.softmax(mask.apply(jnp.asarray(scores)), axis=-1))
+  np.testing.assert_allclose(probabilities, attend_by_loop(scores, allowed, fill), rtol=1e-9, atol=1e-12)
   blind = np.asarray(probabilities[0, :, 1])
   if fill == "finfo_min":
     np.testing.assert_allclose(blind, 1 / KEYS, rtol=1e-6)

@@ -96,7 +96,8 @@ def make_batch(pair: Pair, *, mask: str = "padding", explicit: bool = True, seed
   choosing = pair.head == "multiple_choice"
   rows = ROWS * CHOICES if choosing else ROWS
   real = np.arange(LENGTH) < np.resize(REAL_TOKENS, rows)[:, None]
-  batch = {"input_ids": np.where(real, random.integers(2, pair.config.vocab_size, real.shape), pair.config.pad_token_id)}
+  ids = random.integers(2, pair.config.vocab_size, real.shape)
+  batch = {"input_ids": np.where(real, ids, pair.config.pad_token_id)}
   if mask == "padding":
     batch["attention_mask"] = real.astype(np.int64)
   elif mask == "dense":

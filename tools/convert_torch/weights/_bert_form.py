@@ -46,6 +46,33 @@ def embeddings(theirs: str) -> tuple[Row, ...]:
   )
 
 
+def encoder(theirs: str) -> tuple[Row, ...]:
+  """BERT's own encoder, its norms after the sub-layers, and its pooler."""
+  ours, layer = "encoder/layers_{i}", f"{theirs}.encoder.layer.{{i}}"
+  return (
+    *embeddings(f"{theirs}.embeddings"),
+    *norm("embedding_norm", f"{theirs}.embeddings.LayerNorm"),
+    *attention(f"{ours}/attention", f"{layer}.attention"),
+    *norm(f"{ours}/attention_norm", f"{layer}.attention.output.LayerNorm"),
+    *dense(f"{ours}/mlp/wi", f"{layer}.intermediate.dense"),
+    *dense(f"{ours}/mlp/wo", f"{layer}.output.dense"),
+    *norm(f"{ours}/mlp_norm", f"{layer}.output.LayerNorm"),
+    *dense("pooler", f"{theirs}.pooler.dense"),
+  )
+
+
+def bert_heads() -> tuple[Row, ...]:
+  """The heads under the names of BERT and MegatronBERT."""
+  return (
+    *dense("head/masked_lm/transform", "cls.predictions.transform.dense"),
+    *norm("head/masked_lm/norm", "cls.predictions.transform.LayerNorm"),
+    *decoder("cls.predictions", token_embed="bert.embeddings.word_embeddings.weight"),
+    *dense("head/next_sentence", "cls.seq_relationship"),
+    *dense("head/classifier", "classifier"),
+    *dense("head/span", "qa_outputs"),
+  )
+
+
 def decoder(theirs: str, token_embed: str) -> tuple[Row, ...]:
   """The masked language model's last layer: a bias alone where the kernel is the token table, else a whole layer.
 

@@ -1,28 +1,6 @@
 """BERT: https://github.com/huggingface/transformers, models/bert/modeling_bert.py."""
 
 from convert_torch.weights import Table
-from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, attention, decoder, dense, embeddings, norm
+from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, bert_heads, encoder
 
-OURS, THEIRS = "encoder/layers_{i}", "bert.encoder.layer.{i}"
-
-TABLE = Table(
-  prefix="bert.",
-  rows=(
-    *embeddings("bert.embeddings"),
-    *norm("embedding_norm", "bert.embeddings.LayerNorm"),
-    *attention(f"{OURS}/attention", f"{THEIRS}.attention"),
-    *norm(f"{OURS}/attention_norm", f"{THEIRS}.attention.output.LayerNorm"),
-    *dense(f"{OURS}/mlp/wi", f"{THEIRS}.intermediate.dense"),
-    *dense(f"{OURS}/mlp/wo", f"{THEIRS}.output.dense"),
-    *norm(f"{OURS}/mlp_norm", f"{THEIRS}.output.LayerNorm"),
-    *dense("pooler", "bert.pooler.dense"),
-    *dense("head/masked_lm/transform", "cls.predictions.transform.dense"),
-    *norm("head/masked_lm/norm", "cls.predictions.transform.LayerNorm"),
-    *decoder("cls.predictions", token_embed="bert.embeddings.word_embeddings.weight"),
-    *dense("head/next_sentence", "cls.seq_relationship"),
-    *dense("head/classifier", "classifier"),
-    *dense("head/span", "qa_outputs"),
-  ),
-  ignore=BUFFERS,
-  rename=OLD_NORMS,
-)
+TABLE = Table(prefix="bert.", rows=(*encoder("bert"), *bert_heads()), ignore=BUFFERS, rename=OLD_NORMS)

@@ -4,7 +4,7 @@ Its norms stand before the sub-layers (`attention.ln`, `ln`), one stands after t
 """
 
 from convert_torch.weights import Table
-from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, attention, decoder, dense, embeddings, norm
+from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, attention, bert_heads, dense, embeddings, norm
 
 OURS, THEIRS = "encoder/layers_{i}", "bert.encoder.layer.{i}"
 
@@ -19,12 +19,7 @@ TABLE = Table(
     *dense(f"{OURS}/mlp/wo", f"{THEIRS}.output.dense"),
     *norm("encoder/final_norm", "bert.encoder.ln"),
     *dense("pooler", "bert.pooler.dense"),
-    *dense("head/masked_lm/transform", "cls.predictions.transform.dense"),
-    *norm("head/masked_lm/norm", "cls.predictions.transform.LayerNorm"),
-    *decoder("cls.predictions", token_embed="bert.embeddings.word_embeddings.weight"),
-    *dense("head/next_sentence", "cls.seq_relationship"),
-    *dense("head/classifier", "classifier"),
-    *dense("head/span", "qa_outputs"),
+    *bert_heads(),
   ),
   ignore=BUFFERS,
   rename=OLD_NORMS,

@@ -1,21 +1,12 @@
 """RoBERTa: https://github.com/huggingface/transformers, models/roberta/modeling_roberta.py."""
 
 from convert_torch.weights import Table
-from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, attention, decoder, dense, embeddings, norm
-
-OURS, THEIRS = "encoder/layers_{i}", "roberta.encoder.layer.{i}"
+from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, decoder, dense, encoder, norm
 
 TABLE = Table(
   prefix="roberta.",
   rows=(
-    *embeddings("roberta.embeddings"),
-    *norm("embedding_norm", "roberta.embeddings.LayerNorm"),
-    *attention(f"{OURS}/attention", f"{THEIRS}.attention"),
-    *norm(f"{OURS}/attention_norm", f"{THEIRS}.attention.output.LayerNorm"),
-    *dense(f"{OURS}/mlp/wi", f"{THEIRS}.intermediate.dense"),
-    *dense(f"{OURS}/mlp/wo", f"{THEIRS}.output.dense"),
-    *norm(f"{OURS}/mlp_norm", f"{THEIRS}.output.LayerNorm"),
-    *dense("pooler", "roberta.pooler.dense"),
+    *encoder("roberta"),
     *dense("head/masked_lm/transform", "lm_head.dense"),
     *norm("head/masked_lm/norm", "lm_head.layer_norm"),
     *decoder("lm_head", token_embed="roberta.embeddings.word_embeddings.weight"),
