@@ -48,7 +48,8 @@ def one_sentence(error):
 def test_wrong_gin_file(fsb):
   status, _, error = fsb("train", "--gin_file=gin/runs/finetunes.gin")
   assert status == 2
-  assert "no gin file 'gin/runs/finetunes.gin'" in one_sentence(error) and "did you mean gin/runs/finetune.gin?" in error
+  assert "no gin file 'gin/runs/finetunes.gin'" in one_sentence(error)
+  assert "did you mean gin/runs/finetune.gin?" in error
 
 
 def test_wrong_gin_name(fsb):

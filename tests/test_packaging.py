@@ -38,9 +38,8 @@ def wheel(tmp_path_factory):
   folder = tmp_path_factory.mktemp("wheel")
   source = folder / "source"
   # A copy of what is tracked, so that building leaves nothing in the tree.
-  tracked = subprocess.run(
-    ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-  ).stdout.splitlines()
+  listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+  tracked = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
   for name in tracked:
     target = source / name
     target.parent.mkdir(parents=True, exist_ok=True)

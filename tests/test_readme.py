@@ -33,17 +33,17 @@ def place(tmp_path, monkeypatch):
   """A folder with the data, the tables and the checkpoints that the READMEs speak of, all tiny."""
   monkeypatch.chdir(tmp_path)
   for architecture, config_class, name in (
-    (transformers.BertForSequenceClassification, transformers.BertConfig, "Erlangshen-Roberta-110M-NLI"),
-    (transformers.MegatronBertForSequenceClassification, transformers.MegatronBertConfig, "Erlangshen-MegatronBert-1.3B"),
+    ("BertForSequenceClassification", "BertConfig", "Erlangshen-Roberta-110M-NLI"),
+    ("MegatronBertForSequenceClassification", "MegatronBertConfig", "Erlangshen-MegatronBert-1.3B"),
   ):
     # Hub ids and relative folders look alike: a folder of that name is taken for the id.
     folder = tmp_path / "IDEA-CCNL" / name
     tokenizer = encodings.bert_tokenizer_from_characters(sorted(set("".join(TEXTS))), folder)
-    config = config_class(
+    config = getattr(transformers, config_class)(
       vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
       num_labels=3, initializer_range=0.3, max_position_embeddings=128,
     )
-    architecture(config).save_pretrained(folder)
+    getattr(transformers, architecture)(config).save_pretrained(folder)
   rows = [{"label": "108", "label_desc": "news_edu", "sentence": text, "keywords": ""} for text in TEXTS] * 4
   data = tmp_path / "data" / "tnews"
   data.mkdir(parents=True)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from torch_reference import make_batch, make_pair
+from torch_reference import QUICK, make_batch, make_pair
 
 from fsb_jax import models
 from fsb_jax.training.losses import OBJECTIVES
@@ -51,8 +51,7 @@ def torch_curve(pair, clip):
     if clip is not None and norm > clip:
       clipped += 1
       for gradient in gradients:
-        # By hand: torch.nn.utils.clip_grad_norm_ scales by clip / (norm + 1e-6), a relative 1e-6 off the definition,
-        # which is a hundred times what this test lets pass.
+        # By hand: torch.nn.utils.clip_grad_norm_ scales by clip / (norm + 1e-6), which is not the definition.
         gradient.mul_(clip / norm)
     optimizer.step()
     rate.step()
@@ -63,7 +62,8 @@ def torch_curve(pair, clip):
 def our_curve(pair, params, microbatches, clip):
   rate = schedule(kind="linear", learning_rate=LEARNING_RATE, train_steps=STEPS, warmup_steps=WARMUP)
   optimizer = adamw(learning_rate=rate, weight_decay=WEIGHT_DECAY, max_gradient_norm=clip)
-  step = jax.jit(train_step(pair.model, OBJECTIVES[pair.head], optimizer, microbatches=microbatches))
+  step = train_step(pair.model, OBJECTIVES[pair.head], optimizer, microbatches=microbatches)
+  step = jax.jit(step, compiler_options=QUICK)
   state, losses = new_state(jax.tree.map(jax.numpy.asarray, params), optimizer), []
   for batch in batches(pair):
     state, metrics = step(state, {**batch, "weights": np.ones(ROWS, np.float32)})
@@ -76,7 +76,7 @@ def our_curve(pair, params, microbatches, clip):
   "family,head,clip,microbatches,scan",
   [
     ("bert", "masked_lm", None, (1, 2, 4), True),
-    ("megatron_bert", "sequence_classification", 2.0, (1, 4), False),
+    ("megatron_bert", "sequence_classification", 5.5, (1, 4), False),
   ],
 )
 def test_curve_is_that_of_pytorch(family, head, clip, microbatches, scan):
@@ -84,7 +84,8 @@ def test_curve_is_that_of_pytorch(family, head, clip, microbatches, scan):
     pair = make_pair(family, head, run={"scan_layers": scan}, **NO_DROPOUT)
     start = pair.params
     theirs, final, clipped = torch_curve(pair, clip)
-    assert clip is None or 5 < clipped <= STEPS
+    # Adam forgets a scale that all gradients share: some steps must be clipped and some not.
+    assert clip is None or 5 < clipped < STEPS - 5
     assert abs(theirs[-1] - theirs[0]) > 0.1  # it trained
     for count in microbatches:
       ours, parameters = our_curve(pair, start, count, clip)

@@ -35,7 +35,8 @@ def table(tmp_path_factory):
       telling = random.choice(list(GOOD if i % 3 else BAD))
       lines.append(f"{filler}{telling},{'positive' if i % 3 else 'negative'}")
     (folder / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-  return tasks.table_task("reviews", {split: folder / f"{split}.csv" for split in ("train", "validation", "test")}, "text")
+  files = {split: folder / f"{split}.csv" for split in ("train", "validation", "test")}
+  return tasks.table_task("reviews", files, "text")
 
 
 def run(folder, table, tokenizer, steps, **changes):
