@@ -154,18 +154,7 @@ def _read_hub(folder: Path, head: str | None, num_labels: int | None, run: model
   import convert_torch
 
   hub = convert_torch.load_hub_folder(folder, head=head, num_labels=num_labels, run=run)
-  metadata = checkpoints.Metadata(
-    family=hub.family,
-    head=hub.head,
-    num_labels=hub.num_labels,
-    label_names=hub.label_names,
-    scan_layers=run.scan_layers,
-    vocab_multiple=run.vocab_multiple,
-    param_dtype=run.param_dtype,
-    source=hub.source,
-    versions=checkpoints.library_versions(),
-  )
-  return hub.params, hub.config, metadata, hub.hf_config, hub.newly_initialised
+  return hub.params, hub.config, hub.metadata(), hub.hf_config, hub.newly_initialised
 
 
 def _read_ours(folder: Path, head: str | None, num_labels: int | None, run: models.Run):

@@ -39,18 +39,7 @@ def import_checkpoint(
   checkpoints.require_empty(target)
   run = models.Run(param_dtype=param_dtype, scan_layers=scan_layers, vocab_multiple=vocab_multiple)
   model = hub.load_hub_folder(source, head=head, num_labels=num_labels, run=run)
-  metadata = checkpoints.Metadata(
-    family=model.family,
-    head=model.head,
-    num_labels=model.num_labels,
-    label_names=model.label_names,
-    scan_layers=scan_layers,
-    vocab_multiple=vocab_multiple,
-    param_dtype=param_dtype,
-    source=model.source,
-    versions=checkpoints.library_versions(),
-  )
-  checkpoints.save_folder(target, model.params, metadata, model.hf_config, tokenizer_from=source)
+  checkpoints.save_folder(target, model.params, model.metadata(), model.hf_config, tokenizer_from=source)
   return model
 
 

@@ -46,6 +46,21 @@ class HubModel:
   unused: list[str]
   source: dict
 
+  def metadata(self) -> checkpoints.Metadata:
+    """What a folder of ours records of it."""
+    run = self.config.run
+    return checkpoints.Metadata(
+      family=self.family,
+      head=self.head,
+      num_labels=self.num_labels,
+      label_names=self.label_names,
+      scan_layers=run.scan_layers,
+      vocab_multiple=run.vocab_multiple,
+      param_dtype=run.param_dtype,
+      source=self.source,
+      versions=checkpoints.library_versions(),
+    )
+
 
 def load_hub_folder(
   folder: Path | str,
