@@ -1,7 +1,6 @@
 """Scoring a split: every example counts once, whatever the padding and the mesh."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from fsb_jax.errors import UserError
 from fsb_jax.partitioning import Partitioner
 from fsb_jax.training.data import Loader
 from fsb_jax.training.losses import OBJECTIVES
+from fsb_jax.training.reporting import say
 from fsb_jax.training.start import Start, find_tokenizer, start_from
 from fsb_jax.training.step import eval_step
 
@@ -76,6 +76,7 @@ def load_for_use(model: str | Path, partitioner: Partitioner, dtype: str, tokeni
 
 def task_loader(task: str, split: str, start: Start, partitioner: Partitioner, **options) -> Loader:
   """A loader for scoring `start` on a split; UserError where model and task have different labels."""
+  say(f"reading {task}")
   loader = Loader(
     task, split, start.tokenizer, shuffle=False,
     process_index=jax.process_index(), process_count=jax.process_count(), **options,
@@ -139,7 +140,7 @@ def evaluate(
       print(describe(f"{member} {split}", metrics), flush=True)
   if output_file and jax.process_index() == 0:
     Path(output_file).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(f"written to {output_file}", file=sys.stderr)
+    say(f"written to {output_file}")
   return results
 
 

@@ -1,7 +1,6 @@
 """Predictions of a trained classifier, as a JSON-lines file."""
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from fsb_jax.errors import UserError
 from fsb_jax.partitioning import Partitioner
 from fsb_jax.training.evaluate import compiled_eval_step, load_for_use, scored_batches, task_loader
+from fsb_jax.training.reporting import say
 
 
 def infer(
@@ -60,7 +60,7 @@ def infer(
         record = {**loader.raw(example), "prediction": label, "score": round(score, 6)}
         lines.write(json.dumps(record, ensure_ascii=False, default=_plain) + "\n")
     temporary.replace(target)
-    print(f"{len(found):,} predictions written to {target}", file=sys.stderr)
+    say(f"{len(found):,} predictions written to {target}")
   return len(found)
 
 

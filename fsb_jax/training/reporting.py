@@ -9,6 +9,12 @@ from pathlib import Path
 import jax
 
 
+def say(text: str) -> None:
+  """A line for the person watching, from the first process only; standard output stays for results."""
+  if jax.process_index() == 0:
+    print(text, file=sys.stderr, flush=True)
+
+
 class MetricWriter:
   """Appends metrics to `FOLDER/metrics.jsonl` and to TensorBoard's event files; only the first process writes."""
 
@@ -49,13 +55,9 @@ class TrainProgress:
     self._live = None
     if jax.process_index() == 0 and sys.stderr.isatty():
       from rich.console import Console
-      from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-      self._live = Progress(
-        TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"),
-        TimeElapsedColumn(), console=Console(stderr=True),
-      )
-      self._task = self._live.add_task("compiling", total=last_step, completed=first_step)
+      # A status wraps where the terminal is narrow; a progress bar would cut the numbers off.
+      self._live = Console(stderr=True, highlight=False).status(f"step {first_step}/{last_step} · compiling")
       self._live.start()
 
   def update(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -63,21 +65,21 @@ class TrainProgress:
     done = max(step - self._first, 1)
     left = (time.monotonic() - self._start) / done * (self._last - step)
     text = (
-      f"loss {metrics['loss']:.4f} · {metrics['examples_per_second']:,.0f} examples/s · "
+      f"step {step}/{self._last} · loss {metrics['loss']:.4f} · {metrics['examples_per_second']:,.0f} examples/s · "
       f"{metrics['tokens_per_second']:,.0f} tokens/s · {metrics['step_seconds'] * 1000:,.0f} ms/step · "
       f"{_duration(left)} left"
     )
     if self._live is not None:
-      self._live.update(self._task, completed=step, description=text)
-    elif jax.process_index() == 0:
-      print(f"step {step}/{self._last} · {text}", file=sys.stderr, flush=True)
+      self._live.update(text)
+    else:
+      say(text)
 
   def say(self, text: str) -> None:
     """Prints a line without breaking the live one."""
     if self._live is not None:
-      self._live.console.print(text, highlight=False)
-    elif jax.process_index() == 0:
-      print(text, file=sys.stderr, flush=True)
+      self._live.console.print(text)
+    else:
+      say(text)
 
   def close(self) -> None:
     """Ends the live line."""

@@ -18,7 +18,7 @@ from fsb_jax.partitioning import Partitioner
 from fsb_jax.training import evaluate as evaluation
 from fsb_jax.training.data import Loader
 from fsb_jax.training.losses import OBJECTIVES
-from fsb_jax.training.reporting import MetricWriter, TrainProgress
+from fsb_jax.training.reporting import MetricWriter, TrainProgress, say
 from fsb_jax.training.start import SizedModel, Start, abstract_state, find_tokenizer, place, start_from
 from fsb_jax.training.step import TrainState, train_step
 
@@ -98,6 +98,7 @@ def train(
     max_length=feature_lengths["inputs"], buckets=buckets, data_dir=data_dir,
     process_index=jax.process_index(), process_count=jax.process_count(),
   )
+  say(f"reading {task_name}")
   loader = Loader(task_name, "train", tokenizer, batch_size=batch_size, shuffle=True, seed=seed, **options)
   scored = {
     name: Loader(name, "validation", tokenizer, batch_size=eval_batch_size or batch_size, shuffle=False, **options)
