@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_hub import torch_class, torch_config
-from torch_reference import CHOICES, LABELS, LENGTH, ROWS
+from torch_reference import CHOICES, LABELS, LENGTH, QUICK, ROWS
 
 from fsb_jax import models
 from fsb_jax.training.losses import OBJECTIVES, cross_entropy
@@ -90,7 +90,8 @@ def torch_loss(head, scores, labels):
 
 
 def our_loss(head, scores, batch, weights=None):
-  return jax.value_and_grad(lambda scores: OBJECTIVES[head](OUTPUTS[head](**scores), batch, weights))(scores)
+  function = jax.value_and_grad(lambda scores: OBJECTIVES[head](OUTPUTS[head](**scores), batch, weights))
+  return jax.jit(function, compiler_options=QUICK)(scores)
 
 
 @pytest.mark.parametrize("head", OBJECTIVES)
