@@ -1,6 +1,7 @@
 """`fsb`: parses, then calls one function. Each command imports what it needs when it runs."""
 
 import contextlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -194,6 +195,8 @@ def _run(module: str, function: str, context, gin_files, search_paths, keep_conf
   from fsb_jax.training import gin_utils
 
   target = getattr(importlib.import_module(f"fsb_jax.training.{module}"), function)
+  # SeqIO warns once per task of a mixture that it counts rows as they are, which is what we ask of it.
+  logging.getLogger("absl").setLevel(logging.ERROR)
   configured, text = gin_utils.configured(target, gin_files, bindings, search_paths or ())
   _cache_compilations()
   configured(config_text=text) if keep_config else configured()

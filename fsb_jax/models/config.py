@@ -60,7 +60,7 @@ class TransformerConfig:
     final_norm: normalise after the last block.
     mask_fill: what a masked score becomes, see `masks.Mask`.
     tie_embeddings: language-model heads decode with the token embedding.
-    pad_token_id: id that fills short rows.
+    pad_token_id: id that fills short rows; looking it up does not train its row. None for none.
     initializer_range: standard deviation of freshly drawn kernels and tables.
   """
 
@@ -78,7 +78,7 @@ class TransformerConfig:
   final_norm: bool = False
   mask_fill: str = "finfo_min"
   tie_embeddings: bool = True
-  pad_token_id: int = 0
+  pad_token_id: int | None = 0
   initializer_range: float = 0.02
   dropout: Dropout = Dropout()
   run: Run = Run()

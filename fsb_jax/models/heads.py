@@ -115,7 +115,7 @@ class Pretraining(Head):
 
 
 class SequenceClassification(Head):
-  """One of `num_labels` classes (or one number) for a text, from the pooled first token."""
+  """One of `num_labels` classes for a text, from the pooled first token."""
 
   uses_pooler = True
 

@@ -39,6 +39,8 @@ def schedule(
   if kind not in SCHEDULES:
     raise UserError(f"unknown learning rate schedule {kind!r}; known: {', '.join(SCHEDULES)}")
   warmup = int(train_steps * warmup_ratio) if warmup_steps is None else warmup_steps
+  if learning_rate <= 0:
+    raise UserError(f"LEARNING_RATE must be above 0, not {learning_rate}")
   if not 0 <= warmup <= train_steps:
     raise UserError(f"warm-up of {warmup} steps does not fit into a run of {train_steps}")
   decay_steps = max(train_steps - warmup, 1)

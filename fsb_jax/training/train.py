@@ -105,6 +105,8 @@ def train(
     for name in evaluation.task_names(task_name)
     if _has_split(name, "validation")
   }
+  if len(loader.label_names) < 2:
+    raise UserError(f"task {task_name} has the one label {loader.label_names[0]}; a classifier needs two")
   for each in (loader, *scored.values()):
     partitioner.validate_batch(each.batch_size, each.buckets)
   start = start_from(

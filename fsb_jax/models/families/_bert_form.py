@@ -53,7 +53,7 @@ def shared_fields(hf: Mapping, defaults: Mapping) -> dict:
     activations=(read["hidden_act"],),
     norm=NormSpec(epsilon=read["layer_norm_eps"]),
     tie_embeddings=read["tie_word_embeddings"],
-    pad_token_id=read["pad_token_id"],
+    pad_token_id=hf["pad_token_id"] if "pad_token_id" in hf else read["pad_token_id"],
     initializer_range=read["initializer_range"],
     dropout=Dropout(
       hidden=read["hidden_dropout_prob"],
