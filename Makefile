@@ -16,10 +16,10 @@ quickstart: $(VENV)/.installed
 	$(BIN)/fsb predict text_classification --model $(OUTPUT)/hub --text 区块链 --text 谷爱凌 --text 雄安新区 --text 网信办 --text 不忘初心 --text 三百二十一
 
 test: lint
-	$(BIN)/pytest -n $(PYTEST_WORKERS) -m "not slow"
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not slow"
 
 test-all: lint
-	$(BIN)/pytest -n $(PYTEST_WORKERS)
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
