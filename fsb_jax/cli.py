@@ -81,6 +81,7 @@ def predict(
   Example: fsb predict text_classification --model runs/tnews --text 今天很开心
   """
   _quiet()
+  _cache_compilations()
   from fsb_jax.pipelines import predict_lines
 
   predict_lines(task, model, text or [], input_file, output_file)
@@ -242,6 +243,11 @@ def main() -> None:
       raise
     print(f"fsb: {error}", file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    if debug:
+      raise
+    print("fsb: stopped; a training run goes on from its newest checkpoint with the same command", file=sys.stderr)
+    sys.exit(130)
 
 
 if __name__ == "__main__":

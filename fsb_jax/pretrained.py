@@ -9,14 +9,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fsb_jax import checkpoints, models
 from fsb_jax.errors import UserError
 from fsb_jax.partitioning import Partitioner
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin"]
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,7 +125,10 @@ def find_folder(path: str | Path) -> Path:
   import huggingface_hub
 
   try:
-    return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=_HUB_FILES))
+    # Pickles only where there is nothing better: many repositories hold every tensor twice.
+    files = huggingface_hub.list_repo_files(str(path))
+    pickles = [] if any(name.endswith(".safetensors") for name in files) else ["*.bin"]
+    return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=[*_HUB_FILES, *pickles]))
   except Exception as error:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     raise UserError(f"{path} is no folder here, and the Hub did not give it: {reason}") from error
@@ -142,6 +144,15 @@ def read_folder(
   """
   read = _read_ours if checkpoints.is_checkpoint(folder) else _read_hub
   return read(folder, head, num_labels, run)
+
+
+def require_vocabulary(tokenizer: Any, config: models.TransformerConfig) -> None:
+  """UserError where the tokenizer has tokens that the model does not know."""
+  if len(tokenizer) > config.vocab_size:
+    raise UserError(
+      f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary only {config.vocab_size}: they do not "
+      "belong together"
+    )
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -160,10 +171,14 @@ def _read_hub(folder: Path, head: str | None, num_labels: int | None, run: model
 def _read_ours(folder: Path, head: str | None, num_labels: int | None, run: models.Run):
   params, metadata, hf_config = checkpoints.load_folder(folder)
   wanted_head = head or metadata.head
-  wanted_labels = num_labels or metadata.num_labels
+  wanted_labels = metadata.num_labels if num_labels is None else num_labels
   config = dataclasses.replace(models.family(metadata.family).config_from_hf(hf_config), run=run)
   model = models.build(metadata.family, config, wanted_head, wanted_labels)
-  params, fresh = _fit(checkpoints.to_layout(params, run.scan_layers), model, folder)
+  saved = models.flatten(checkpoints.to_layout(params, run.scan_layers))
+  fitted, fresh, problems = checkpoints.fit(saved, models.flatten(models.abstract_params(model)), models.may_be_fresh)
+  if problems:
+    raise UserError(f"{folder} does not hold the model its config.json describes:\n" + "\n".join(problems))
+  params = models.unflatten({**fitted, **models.fresh_values(model, fresh)})
   same_labels = wanted_labels == metadata.num_labels
   metadata = dataclasses.replace(
     metadata,
@@ -171,28 +186,6 @@ def _read_ours(folder: Path, head: str | None, num_labels: int | None, run: mode
     num_labels=wanted_labels,
     label_names=metadata.label_names if same_labels else None,
     scan_layers=run.scan_layers,
-    vocab_multiple=run.vocab_multiple,
     param_dtype=run.param_dtype,
   )
   return params, config, metadata, hf_config, fresh
-
-
-def _fit(params: Any, model: nn.Module, folder: Path) -> tuple[Any, list[str]]:
-  """Saved parameters fitted to a model: vocabularies padded or cut, heads it does not have left out or drawn."""
-  saved = models.flatten(params)
-  boxed = models.flatten(models.abstract_params(model))
-  fresh, problems, fitted = [], [], {}
-  for path, box in boxed.items():
-    wanted = box.value.shape
-    have = saved.get(path)
-    if have is not None and checkpoints.fits(have.shape, wanted, box.names):
-      fitted[path] = np.asarray(checkpoints.resize(have, wanted), box.value.dtype)
-    elif models.may_be_fresh(path):
-      fresh.append(path)
-    else:
-      problems.append(f"- {path} {wanted}: " + ("missing" if have is None else f"the folder has {have.shape}"))
-  problems += [f"+ {path}: unknown" for path in saved if path not in boxed and not models.may_be_fresh(path)]
-  if problems:
-    raise UserError(f"{folder} does not hold the model its config.json describes:\n" + "\n".join(problems))
-  fitted.update(models.fresh_values(model, fresh))
-  return models.unflatten(fitted), fresh

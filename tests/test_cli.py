@@ -65,6 +65,20 @@ def test_required_settings_are_asked_for_at_once(fsb):
   assert "INITIAL_CHECKPOINT_PATH, MIXTURE_OR_TASK_NAME, MODEL_DIR" in sentence and "TRAIN_STEPS" not in sentence
 
 
+@pytest.mark.parametrize(
+  ("setting", "words"),
+  [
+    ("DTYPE=float99", "unknown dtype 'float99'"),
+    ("DTYPE=float16", "use bfloat16"),
+    ("REMAT=everything", "unknown remat 'everything'; known: none, full"),
+    ("MODEL_DIR=", "gin: "),
+  ],
+)
+def test_wrong_choices(fsb, setting, words):
+  status, _, error = fsb(*SCRATCH, f"--gin.{setting}")
+  assert status == 2 and words in one_sentence(error)
+
+
 @pytest.mark.parametrize(("value", "words"), [("true", "write True"), ("[1, 2", "gin: ")])
 def test_wrong_gin_value(fsb, value, words):
   status, _, error = fsb(*TRAIN, f"--gin.TRAIN_STEPS={value}")

@@ -96,7 +96,8 @@ def test_quickstart_is_the_lexicon():
 
 @pytest.mark.parametrize(
   ("binding", "value"),
-  [("SCHEDULE=cosine", "cosine"), ("SCHEDULE='cosine'", "cosine"), ("MODEL_DIR=/data/runs/中文-1", "/data/runs/中文-1"),
+  [("SCHEDULE=cosine", "cosine"), ("SCHEDULE='cosine'", "cosine"),
+   ("MODEL_DIR=/data/my runs, 2/中文-1", "/data/my runs, 2/中文-1"),
    ("BUCKETS=(8, 16)", (8, 16)), ("TASK_FEATURE_LENGTHS={'inputs': 64}", {"inputs": 64}), ("EVAL_PERIOD=None", None),
    ("LEARNING_RATE=1e-4", 1e-4)],
 )

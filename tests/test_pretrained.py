@@ -107,11 +107,16 @@ def test_a_hub_id_is_downloaded(hub, monkeypatch):
   import huggingface_hub
 
   asked = []
+  monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: ["model.safetensors", "pytorch_model.bin"])
   monkeypatch.setattr(
     huggingface_hub, "snapshot_download", lambda name, allow_patterns: asked.append((name, allow_patterns)) or hub[0]
   )
   assert fsb_jax.from_pretrained("IDEA-CCNL/Erlangshen-Tiny").metadata.family == "bert"
-  assert asked[0][0] == "IDEA-CCNL/Erlangshen-Tiny" and "*.safetensors" in asked[0][1]
+  assert asked[0][0] == "IDEA-CCNL/Erlangshen-Tiny"
+  assert "*.safetensors" in asked[0][1] and "*.bin" not in asked[0][1]
+  monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: ["pytorch_model.bin"])
+  fsb_jax.from_pretrained("IDEA-CCNL/Erlangshen-Tiny")
+  assert "*.bin" in asked[1][1]
 
 
 def test_no_network_is_one_sentence(monkeypatch):
@@ -120,7 +125,7 @@ def test_no_network_is_one_sentence(monkeypatch):
   def unreachable(*_, **__):
     raise OSError("no route to the Hub\nand a long story")
 
-  monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+  monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
   with pytest.raises(UserError, match="IDEA-CCNL/Erlangshen-Tiny is no folder here.*no route to the Hub$"):
     fsb_jax.from_pretrained("IDEA-CCNL/Erlangshen-Tiny")
 

@@ -1,6 +1,6 @@
 """Saving and restoring: Orbax arrays, and what a folder records about itself."""
 
-from fsb_jax.checkpoints.layout import fits, resize, to_layout
+from fsb_jax.checkpoints.layout import fit, fits, resize, to_layout
 from fsb_jax.checkpoints.metadata import (
   Metadata,
   is_checkpoint,
@@ -14,6 +14,7 @@ from fsb_jax.checkpoints.store import (
   copy_tokenizer,
   existing_step,
   load_folder,
+  new_folder,
   require_empty,
   save_folder,
 )
@@ -23,10 +24,12 @@ __all__ = [
   "Metadata",
   "copy_tokenizer",
   "existing_step",
+  "fit",
   "fits",
   "is_checkpoint",
   "library_versions",
   "load_folder",
+  "new_folder",
   "read_json",
   "read_metadata",
   "require_empty",

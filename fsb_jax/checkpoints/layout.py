@@ -1,7 +1,7 @@
 """The two layouts of a stack: stacked (`layers/...`, a leading axis) and unrolled (`layers_{i}/...`)."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,6 +40,32 @@ def fits(saved: tuple[int, ...], wanted: tuple[int, ...], names: Sequence[str | 
   return len(saved) == len(wanted) and all(
     have == want or name in _PADDED_AXES for have, want, name in zip(saved, wanted, names, strict=True)
   )
+
+
+def fit(
+  saved: Mapping[str, Any], boxed: Mapping[str, Any], may_lack: Callable[[str], bool]
+) -> tuple[dict[str, Any], list[str], list[str]]:
+  """Fits saved arrays to a model's parameters: vocabularies padded or cut, what the model has no place for left out.
+
+  Args:
+    saved: path -> array.
+    boxed: path -> shape and dtype with logical names.
+    may_lack: whether a checkpoint may lack (or have to spare) the parameter at a path.
+
+  Returns:
+    The arrays that fit, by path; the paths lacking; a line for everything that does not fit.
+  """
+  fitted, lacking, problems = {}, [], []
+  for path, box in boxed.items():
+    wanted, have = box.value.shape, saved.get(path)
+    if have is not None and fits(have.shape, wanted, box.names):
+      fitted[path] = np.asarray(resize(have, wanted), box.value.dtype)
+    elif may_lack(path):
+      lacking.append(path)
+    else:
+      problems.append(f"- {path} {wanted}: " + ("missing" if have is None else f"the folder has {have.shape}"))
+  problems += [f"+ {path}: unknown" for path in saved if path not in boxed and not may_lack(path)]
+  return fitted, lacking, problems
 
 
 def resize(array: Any, shape: tuple[int, ...]) -> Any:

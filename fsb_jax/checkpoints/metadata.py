@@ -22,7 +22,6 @@ class Metadata:
     num_labels: classes of the head.
     label_names: their names in order, None where they have none.
     scan_layers: whether layers are stacked (`layers/...`) or not (`layers_{i}/...`).
-    vocab_multiple: vocabulary rows are padded to a multiple of this.
     param_dtype: dtype of the parameters.
     source: where the weights came from: path or id, and sha256 of its weight files.
     versions: of Python and of the libraries that wrote the folder.
@@ -33,7 +32,6 @@ class Metadata:
   num_labels: int = 2
   label_names: tuple[str, ...] | None = None
   scan_layers: bool = True
-  vocab_multiple: int = 1
   param_dtype: str = "float32"
   source: dict = dataclasses.field(default_factory=dict)
   versions: dict = dataclasses.field(default_factory=dict)

@@ -4,8 +4,10 @@
 appears whole or not at all.
 """
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ class CheckpointStore:
   """
 
   def __init__(self, folder: Path | str, keep: int | None = None):
+    if keep is not None and (not isinstance(keep, int) or keep < 1):
+      raise UserError(f"KEEP_CHECKPOINTS must be a whole number above 0, or None for all, not {keep!r}")
     self._manager = ocp.CheckpointManager(
       Path(folder).absolute() / "checkpoints",
       options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
@@ -133,14 +137,12 @@ def save_folder(
   folder: Path | str, params: Any, metadata: Metadata, hf_config: dict, tokenizer_from: Path | str | None = None
 ) -> None:
   """Writes a model as a folder of ours; UserError where `folder` already holds something."""
-  folder = Path(folder)
-  require_empty(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  store = CheckpointStore(folder)
-  store.save(0, params)
-  store.close()
-  copy_tokenizer(tokenizer_from, folder)
-  write_metadata(folder, metadata, hf_config)
+  with new_folder(folder) as unfinished:
+    store = CheckpointStore(unfinished)
+    store.save(0, params)
+    store.close()
+    copy_tokenizer(tokenizer_from, unfinished)
+    write_metadata(unfinished, metadata, hf_config)
 
 
 def load_folder(folder: Path | str, step: int | None = None) -> tuple[Any, Metadata, dict]:
@@ -161,6 +163,23 @@ def existing_step(store: CheckpointStore, step: int | None = None) -> int:
   if step is not None and step not in store._manager.all_steps():
     raise UserError(f"{store.folder} has no checkpoint of step {step}; it has {sorted(store._manager.all_steps())}")
   return latest if step is None else step
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path | str) -> Iterator[Path]:
+  """A folder to fill that becomes `folder` when all went well, and vanishes otherwise.
+
+  Raises:
+    UserError: `folder` already holds something.
+  """
+  folder = Path(folder)
+  require_empty(folder)
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+    unfinished = Path(temporary) / folder.name
+    unfinished.mkdir()
+    yield unfinished
+    unfinished.replace(folder)
 
 
 def require_empty(folder: Path | str) -> None:

@@ -40,7 +40,9 @@ def attend(
   """
   dropping = dropout_rng is not None and dropout_rate > 0
   if implementation == "auto":
-    same = query.dtype != jnp.float64 and mask.fill == "finfo_min" and not dropping
+    # On CPU jax.nn.dot_product_attention has no float16 either.
+    narrow = query.dtype == jnp.float16 and jax.default_backend() == "cpu"
+    same = query.dtype != jnp.float64 and not narrow and mask.fill == "finfo_min" and not dropping
     implementation = "xla" if same else "reference"
   if implementation != "reference":
     if dropping or mask.fill != "finfo_min" or query.dtype == jnp.float64:

@@ -3,8 +3,12 @@
 import dataclasses
 from typing import Any, Literal
 
+from fsb_jax.errors import UserError
 from fsb_jax.models.layers import NormSpec
 from fsb_jax.models.positions import LearnedPositions
+
+# What the backward pass may keep, by their names in `jax.checkpoint_policies`.
+REMAT_POLICIES = ("dots_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable", "nothing_saveable")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +25,20 @@ class Dropout:
   attention: float = 0.1
   classifier: float | None = None
 
+  def __post_init__(self):
+    for rate in (self.hidden, self.attention, self.classifier or 0.0):
+      if not 0 <= rate < 1:
+        raise UserError(f"a dropout rate must be at least 0 and below 1, not {rate}")
+
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_KNOWN_CHOICES = {
+  "dtype": _DTYPES,
+  "param_dtype": _DTYPES,
+  "remat": ("none", "full", *REMAT_POLICIES),
+  "attention": ("auto", "reference", "xla", "cudnn"),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
@@ -30,7 +48,7 @@ class Run:
     dtype: of activations and matrix products; norms, softmax and losses use at least float32.
     param_dtype: of parameters.
     scan_layers: one stacked layer compiled once (`layers/...`, leading axis) or `layers_{i}/...`.
-    remat: "none", "full", or a name from `jax.checkpoint_policies`.
+    remat: "none", "full", or one of `REMAT_POLICIES`.
     attention: "auto", "reference", or an `implementation` of `jax.nn.dot_product_attention` ("xla", "cudnn").
     vocab_multiple: vocabulary rows are padded up to a multiple of this, so that a mesh divides them.
   """
@@ -41,6 +59,11 @@ class Run:
   remat: str = "none"
   attention: str = "auto"
   vocab_multiple: int = 1
+
+  def __post_init__(self):
+    for name, known in _KNOWN_CHOICES.items():
+      if getattr(self, name) not in known:
+        raise UserError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

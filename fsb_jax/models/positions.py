@@ -52,5 +52,8 @@ class LearnedPositions(Positions):
 
   def embed(self, config, position_ids: jax.Array) -> jax.Array:
     """See the base class."""
+    if position_ids.shape[-1] > self.usable_length:
+      # Out of the table JAX reads NaN, where PyTorch stops.
+      raise ValueError(f"{position_ids.shape[-1]} tokens, but the model has positions for {self.usable_length}")
     table = embed(config, self.length, "position", "position_embed", padding_row=self.skip_padding)
     return table(position_ids)

@@ -25,7 +25,8 @@ class Family:
     config_from_hf: reads a Hub config (a dict), raising UserError on options we lack.
     config_to_hf: the Hub fields that describe a config; undoes `config_from_hf`.
     sizes: known shapes by name.
-    heads: head name -> head module, and "base" -> None.
+    heads: head name -> head module; every family also has "base", no head at all.
+    model: makes the module of a config and a head.
   """
 
   name: str
@@ -35,6 +36,7 @@ class Family:
   config_to_hf: Callable[[TransformerConfig], dict]
   sizes: Mapping[str, TransformerConfig]
   heads: Mapping[str, Callable[..., Head]] = dataclasses.field(default_factory=lambda: HEADS)
+  model: Callable[..., nn.Module] = EncoderModel
 
   def architecture(self, head: str) -> str:
     """The class a Hub config names for `head`."""
@@ -101,4 +103,4 @@ def build(family_name: str, config: TransformerConfig, head: str = "base", num_l
   if head != "base" and head not in chosen.heads:
     raise UserError(f"the {family_name} family has no head {head!r}; known: {', '.join(['base', *chosen.heads])}")
   head_module = None if head == "base" else chosen.heads[head](config=config, num_labels=num_labels)
-  return EncoderModel(config=config, head=head_module)
+  return chosen.model(config=config, head=head_module)

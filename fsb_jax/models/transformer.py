@@ -53,17 +53,6 @@ class Block(nn.Module):
     return hidden, hidden if context.output_hidden_states else None
 
 
-def remat_policy(name: str):
-  """The checkpoint policy called `name`; "full" saves nothing."""
-  if name == "full":
-    return None
-  policy = getattr(jax.checkpoint_policies, name, None)
-  if policy is None:
-    known = [n for n in dir(jax.checkpoint_policies) if not n.startswith("_")]
-    raise ValueError(f"unknown remat policy {name!r}; use 'none', 'full' or one of {', '.join(known)}")
-  return policy
-
-
 class Stack(nn.Module):
   """`num_layers` blocks, then the final norm where the config has one."""
 
@@ -88,7 +77,9 @@ class Stack(nn.Module):
     config, run = self.config, self.config.run
     block = self.block
     if run.remat != "none":
-      block = nn.remat(block, prevent_cse=not run.scan_layers, policy=remat_policy(run.remat))
+      # "full" is no policy's name: it keeps nothing.
+      policy = getattr(jax.checkpoint_policies, run.remat, None)
+      block = nn.remat(block, prevent_cse=not run.scan_layers, policy=policy)
     states = [hidden]
     if run.scan_layers:
       scanned = nn.scan(

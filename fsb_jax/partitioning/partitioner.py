@@ -28,10 +28,14 @@ class Partitioner:
 
   def __init__(self, mesh: Mesh | Mapping[str, int] | None = None, rules: Mapping[str, MeshAxes] | None = None):
     if not isinstance(mesh, Mesh):
+      if not isinstance(mesh, Mapping | None):
+        raise UserError(f"MESH must be sizes by axis, such as {{'fsdp': 8}}, not {mesh!r}")
       unknown = set(mesh or {}) - {"data", "fsdp", "tensor", "sequence"}
       if unknown:
         raise UserError(f"mesh has no axis {sorted(unknown)[0]!r}; there are data, fsdp, tensor, sequence")
       mesh = make_mesh(**(mesh or {}))
+    if jax.process_count() > 1:
+      _require_whole_rows_on_each_host(mesh)
     self.mesh = mesh
     self.rules = merge_rules(rules)
 
@@ -135,6 +139,13 @@ class Partitioner:
     table.add_section()
     table.add_row("total", "", "", "", f"{total:,}")
     return table
+
+
+def _require_whole_rows_on_each_host(mesh: Mesh) -> None:
+  """UserError where a row of the batch is split between hosts: each host serves whole rows of its own."""
+  for replica in mesh.devices.reshape(-1, mesh.shape["tensor"] * mesh.shape["sequence"]):
+    if len({device.process_index for device in replica}) > 1:
+      raise UserError("tensor and sequence must fit on one host's devices; use data and fsdp between hosts")
 
 
 def _leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -34,12 +34,13 @@ def predict_lines(
   """Answers for texts and for the lines of a file, as JSON lines on standard output or in a file."""
   if not texts and input_file is None:
     raise UserError("nothing to predict: give --text or --input FILE")
-  if output_file is not None and output_file.exists():
-    raise UserError(f"{output_file} already exists; choose another --output or move it away")
+  if output_file is not None and (output_file.exists() or not output_file.absolute().parent.is_dir()):
+    raise UserError(f"--output {output_file} exists already or is in a folder that does not; choose another")
   texts = list(texts)
   if input_file is not None:
     try:
-      texts += [line for line in input_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+      # A line is what ends in a newline: other characters that end lines somewhere may stand in a text.
+      texts += input_file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
       raise UserError(f"--input {input_file} cannot be read as UTF-8 text: {error}") from error
   answers = pipeline(task, model)(texts)

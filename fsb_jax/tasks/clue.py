@@ -146,7 +146,7 @@ def _without_labels(rows: Iterator[Row]) -> Iterator[Row]:
 
 def _file(name: str, split: str, data_dir: Path | None) -> DataFile:
   if data_dir is None:
-    raise UserError(f"Task {name} needs the data directory: give --data_dir or set FSB_DATA_DIR.")
+    raise UserError(f"Task {name} needs the data directory: set FSB_DATA_DIR, or --gin.DATA_DIR of a run.")
   official = _FILES[name].official[split]
   found = find(data_dir, name, official)
   if found:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fsb_jax.errors import UserError
 from fsb_jax.tasks.files import DataFile, Row, read_table
 from fsb_jax.tasks.registry import declare
-from fsb_jax.tasks.text_task import Split, TextTask, make_split
+from fsb_jax.tasks.text_task import Split, TextTask, label_of, make_split
 
 
 def table_task(
@@ -50,10 +50,7 @@ def table_task(
       raise UserError(f"Table task {name} has no training file to collect label names from; give label_names.")
     collected = set()
     for where, fields in read_table(DataFile(paths["train"])):
-      label = str(fields.get(label_column, ""))
-      if not label:
-        raise UserError(f"{where}: no label in {label_column!r}.")
-      collected.add(label)
+      collected.add(label_of(where, fields, label_column))
     label_names = sorted(collected)
   label_names = tuple(label_names)
   task = TextTask(

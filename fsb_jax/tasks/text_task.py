@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -47,6 +48,8 @@ class TextTask:
   read: Callable[[str, Path | None], Split]
 
   def __post_init__(self):
+    if not re.fullmatch(r"[\w.]+", self.name):
+      raise UserError(f"A task's name has letters, digits, _ and . only, not {self.name!r}.")
     LabelMap(self.label_names)  # refuses repeated names and an empty list
 
 
@@ -93,7 +96,7 @@ def make_split(
   for number, (where, fields) in enumerate(rows):
     label = NO_LABEL
     if label_column:
-      label_text = str(_field(where, fields, label_column))
+      label_text = label_of(where, fields, label_column)
       if label_text in dropped_labels:
         continue
       if label_text not in label_ids:
@@ -109,6 +112,14 @@ def make_split(
     examples.append(example)
     kept_fields.append(fields)
   return Split(examples, kept_fields)
+
+
+def label_of(where: str, fields: dict, name: str) -> str:
+  """A row's label as text; UserError where it is neither text nor a whole number."""
+  value = _field(where, fields, name)
+  if value == "" or isinstance(value, bool) or not isinstance(value, str | int):
+    raise UserError(f"{where}: {name!r} is {value!r}, and a label must be text or a whole number.")
+  return str(value)
 
 
 def _field(where: str, fields: dict, name: str):

@@ -14,7 +14,7 @@ from fsb_jax.partitioning import Partitioner
 from fsb_jax.training.data import Loader
 from fsb_jax.training.losses import OBJECTIVES
 from fsb_jax.training.reporting import say
-from fsb_jax.training.start import Start, find_tokenizer, start_from
+from fsb_jax.training.start import Start, find_tokenizer, require_positions, start_from
 from fsb_jax.training.step import eval_step
 
 
@@ -45,15 +45,38 @@ def evaluate_split(loader: Loader, step: Callable, params: Any, partitioner: Par
     for name, value in result["sums"].items():
       sums[name] = sums.get(name, 0.0) + float(value)
       weights[name] = weights.get(name, 0.0) + float(result["term_weights"][name])
+    if (result["labels"] < 0).any():
+      raise UserError("this split is published without labels, so it cannot be scored; fsb infer writes predictions")
     targets.append(result["labels"])
     predictions.append(tasks.predicted_labels(result["logits"], loader.label_slice))
   targets, predictions = np.concatenate(targets), np.concatenate(predictions)
+  loss = sum(value / max(weights[name], 1) for name, value in sums.items())
+  if not np.isfinite(loss):
+    raise UserError(f"the loss of this split is {loss}: the model's parameters or its inputs are broken")
   return {
-    "loss": sum(value / max(weights[name], 1) for name, value in sums.items()),
+    "loss": loss,
     **tasks.accuracy(targets, predictions),
     "majority_baseline": float(np.bincount(targets).max() / len(targets)),
     "examples": len(targets),
   }
+
+
+def longest_row(feature_lengths: Mapping[str, int]) -> int:
+  """The length asked for by TASK_FEATURE_LENGTHS; UserError where it is of another form."""
+  length = feature_lengths.get("inputs") if isinstance(feature_lengths, Mapping) else None
+  if not isinstance(length, int) or length < 1:
+    raise UserError(f"TASK_FEATURE_LENGTHS must be {{'inputs': longest text in tokens}}, not {feature_lengths!r}")
+  return length
+
+
+def require_new_file(path: str | Path) -> Path:
+  """`path` as a file that can be written; UserError where it exists or its folder does not."""
+  path = Path(str(path)).expanduser()
+  if path.exists():
+    raise UserError(f"OUTPUT_FILE {path} already exists; choose another name or move it away")
+  if not path.parent.is_dir():
+    raise UserError(f"OUTPUT_FILE {path}: there is no folder {path.parent}")
+  return path
 
 
 def task_names(task: str) -> tuple[str, ...]:
@@ -82,10 +105,17 @@ def task_loader(task: str, split: str, start: Start, partitioner: Partitioner, *
     process_index=jax.process_index(), process_count=jax.process_count(), **options,
   )
   partitioner.validate_batch(loader.batch_size, loader.buckets)
+  require_positions(start.config, loader.buckets[-1])
   if len(loader.label_names) != start.metadata.num_labels:
     raise UserError(
       f"the model knows {start.metadata.num_labels} labels but task {task} has {len(loader.label_names)}; "
       "was it trained on another task?"
+    )
+  if start.metadata.label_names not in (None, loader.label_names):
+    first = next(i for i, pair in enumerate(zip(start.metadata.label_names, loader.label_names)) if len({*pair}) > 1)
+    raise UserError(
+      f"the model's label {first} is {start.metadata.label_names[first]!r} but task {task} calls it "
+      f"{loader.label_names[first]!r}; was it trained on another task?"
     )
   return loader
 
@@ -119,11 +149,13 @@ def evaluate(
     dtype: of activations.
     tokenizer: folder of the tokenizer, where it is not the model's.
     data_dir: where data lies; FSB_DATA_DIR if not given.
-    output_file: also write the numbers there, as JSON.
+    output_file: also write the numbers there, as JSON; must not exist yet.
 
   Returns:
     {task: {"loss", "accuracy", "majority_baseline", "examples"}}.
   """
+  target = require_new_file(output_file) if output_file else None
+  length = longest_row(feature_lengths)
   partitioner = Partitioner(mesh, rules)
   start, params = load_for_use(model, partitioner, dtype, tokenizer)
   step = compiled_eval_step(start, partitioner)
@@ -132,15 +164,15 @@ def evaluate(
   for member in task_names(name):
     loader = task_loader(
       member, split, start, partitioner,
-      max_length=feature_lengths["inputs"], batch_size=batch_size, buckets=buckets, data_dir=data_dir,
+      max_length=length, batch_size=batch_size, buckets=buckets, data_dir=data_dir,
     )
     metrics = evaluate_split(loader, step, params, partitioner)
     results[member] = metrics
     if jax.process_index() == 0:
       print(describe(f"{member} {split}", metrics), flush=True)
-  if output_file and jax.process_index() == 0:
-    Path(output_file).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    say(f"written to {output_file}")
+  if target and jax.process_index() == 0:
+    target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    say(f"written to {target}")
   return results
 
 

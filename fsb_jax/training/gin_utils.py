@@ -4,7 +4,6 @@ import ast
 import contextlib
 import difflib
 import logging
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import gin
 from fsb_jax.errors import UserError
 
 _PACKAGE = Path(__file__).parent.parent
-_BARE_WORD = re.compile(r"[^\s\"'@%\[\](){},=]+")
 
 
 def configured(
@@ -25,7 +23,7 @@ def configured(
     function: what they configure.
     gin_files: paths, absolute or relative to the current folder, to `search_paths`, or to the package ("gin/runs/...",
       "runs/...").
-    bindings: `NAME=VALUE` as after `--gin.`; a bare word that is no Python value is taken as a string.
+    bindings: `NAME=VALUE` as after `--gin.`; one that is no Python value is taken as a string.
     search_paths: more folders to look in.
 
   Returns:
@@ -98,7 +96,8 @@ def _binding(binding: str, known: set[str]) -> str:
   except (ValueError, SyntaxError):
     if value.lower() in ("true", "false", "none"):
       raise UserError(f"--gin.{name}={value}: write {value.capitalize()}") from None
-    if _BARE_WORD.fullmatch(value):
+    # What gin would read is left to it; anything else is a text whose quotes the shell took.
+    if value and value[0] not in "@%\"'([{":
       value = repr(value)
   return f"{name} = {value}"
 

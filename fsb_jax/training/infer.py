@@ -2,15 +2,22 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from fsb_jax.errors import UserError
 from fsb_jax.partitioning import Partitioner
-from fsb_jax.training.evaluate import compiled_eval_step, load_for_use, scored_batches, task_loader
+from fsb_jax.training.data import Loader
+from fsb_jax.training.evaluate import (
+  compiled_eval_step,
+  load_for_use,
+  longest_row,
+  require_new_file,
+  scored_batches,
+  task_loader,
+  task_names,
+)
 from fsb_jax.training.reporting import say
 
 
@@ -34,34 +41,44 @@ def infer(
   The arguments are those of `evaluate`, but that `output_file` is asked for and must not exist yet. Returns how many
   lines were written.
   """
-  target = Path(output_file).expanduser()
-  if target.exists():
-    raise UserError(f"OUTPUT_FILE {target} already exists; choose another name or move it away")
+  target = require_new_file(output_file)
+  length = longest_row(feature_lengths)
   partitioner = Partitioner(mesh, rules)
   start, params = load_for_use(model, partitioner, dtype, tokenizer)
-  loader = task_loader(
-    getattr(task, "name", task), split, start, partitioner,
-    max_length=feature_lengths["inputs"], batch_size=batch_size, buckets=buckets, data_dir=data_dir,
-  )
-  names = start.metadata.label_names or loader.label_names
+  step = compiled_eval_step(start, partitioner)
+  name = getattr(task, "name", task)
+  records = []
+  for member in task_names(name):
+    loader = task_loader(
+      member, split, start, partitioner,
+      max_length=length, batch_size=batch_size, buckets=buckets, data_dir=data_dir,
+    )
+    predictions = _predictions(loader, step, params, partitioner)
+    # Of a mixture, a line also says which task it belongs to.
+    source = {} if member == name else {"task": member}
+    records += [{**loader.raw(i), **source, **predictions[i]} for i in range(loader.num_examples)]
+  if jax.process_index() == 0:
+    temporary = target.with_name(target.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as lines:
+      for record in records:
+        lines.write(json.dumps(record, ensure_ascii=False, default=_plain) + "\n")
+    temporary.replace(target)
+    say(f"{len(records):,} predictions written to {target}")
+  return len(records)
+
+
+def _predictions(loader: Loader, step, params, partitioner: Partitioner) -> dict[int, dict[str, Any]]:
+  """`prediction` and `score` of every example, by its index."""
   first, last = loader.label_slice
-  found: dict[int, tuple[str, float]] = {}
-  for result in scored_batches(loader, compiled_eval_step(start, partitioner), params, partitioner):
+  found = {}
+  for result in scored_batches(loader, step, params, partitioner):
     logits = np.asarray(result["logits"][:, first:last], np.float64)
     scores = np.exp(logits - logits.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
     for example, row in zip(result["example_ids"], scores):
-      found[int(example)] = (names[first + int(row.argmax())], float(row.max()))
-  if jax.process_index() == 0:
-    temporary = target.with_name(target.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as lines:
-      for example in range(loader.num_examples):
-        label, score = found[example]
-        record = {**loader.raw(example), "prediction": label, "score": round(score, 6)}
-        lines.write(json.dumps(record, ensure_ascii=False, default=_plain) + "\n")
-    temporary.replace(target)
-    say(f"{len(found):,} predictions written to {target}")
-  return len(found)
+      label = loader.label_names[first + int(row.argmax())]
+      found[int(example)] = {"prediction": label, "score": round(float(row.max()), 6)}
+  return found
 
 
 def _plain(value: Any) -> Any:

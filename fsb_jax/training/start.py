@@ -78,7 +78,11 @@ def start_from(
     head: head to train; None takes the checkpoint's.
     label_names: classes of that head; None takes the checkpoint's.
     run: run choices.
-    dropout_rate: replaces the config's hidden and attention dropout.
+    dropout_rate: replaces the config's dropout.
+
+  Returns:
+    The start. A checkpoint's classes that have other names than `label_names` are not those of this task: the head is
+    then drawn afresh.
   """
   if (checkpoint is None) == (model is None):
     raise UserError("give either INITIAL_CHECKPOINT_PATH or a MODEL from gin/models, and set the other to None")
@@ -88,35 +92,34 @@ def start_from(
     params, config, metadata, hf_config, fresh = pretrained.read_folder(folder, head, num_labels, run)
   else:
     family = models.family(model.family)
-    config = dataclasses.replace(models.sized(model.family, model.size), vocab_size=len(tokenizer), run=run)
+    config = _sized_for(model, tokenizer, run)
     metadata = checkpoints.Metadata(
       family=model.family,
       head=head or "base",
       num_labels=len(label_names or ()),
       scan_layers=run.scan_layers,
-      vocab_multiple=run.vocab_multiple,
       param_dtype=run.param_dtype,
       source={"size": model.size},
       versions=checkpoints.library_versions(),
     )
     params, fresh = None, ()
     hf_config = {"model_type": family.model_type}
-  if len(tokenizer) > config.vocab_size:
-    raise UserError(
-      f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary only {config.vocab_size}: they do not "
-      "belong together"
-    )
+  pretrained.require_vocabulary(tokenizer, config)
   if dropout_rate is not None:
-    dropout = dataclasses.replace(config.dropout, hidden=dropout_rate, attention=dropout_rate)
-    config = dataclasses.replace(config, dropout=dropout)
+    config = dataclasses.replace(config, dropout=models.Dropout(hidden=dropout_rate, attention=dropout_rate))
   family = models.family(metadata.family)
   hf_config = {**hf_config, **family.config_to_hf(config), "architectures": [family.architecture(metadata.head)]}
+  built = models.build(metadata.family, config, metadata.head, metadata.num_labels)
   if label_names is not None:
+    if params is not None and metadata.label_names not in (None, tuple(label_names)):
+      head_paths = [path for path in models.flatten(models.abstract_params(built)) if path.startswith("head/")]
+      params = models.unflatten({**models.flatten(params), **models.fresh_values(built, head_paths)})
+      fresh = sorted({*fresh, *head_paths})
     metadata = dataclasses.replace(metadata, label_names=tuple(label_names))
     hf_config["id2label"] = {str(i): name for i, name in enumerate(label_names)}
     hf_config["label2id"] = {name: i for i, name in enumerate(label_names)}
   return Start(
-    model=models.build(metadata.family, config, metadata.head, metadata.num_labels),
+    model=built,
     config=config,
     metadata=metadata,
     hf_config=hf_config,
@@ -124,6 +127,42 @@ def start_from(
     params=params,
     newly_initialised=tuple(fresh),
   )
+
+
+def resume_from(
+  folder: Path, model: SizedModel | None, tokenizer: Any, label_names: tuple[str, ...], run: models.Run,
+  dropout_rate: float | None,
+) -> Start:
+  """Describes the model of a run that has a checkpoint; UserError where it is not the one asked for."""
+  metadata, hf_config = checkpoints.read_metadata(folder)
+  wanted = {"scan_layers": run.scan_layers, "label_names": label_names}
+  if model is not None:
+    wanted["family"] = model.family
+  for name, value in wanted.items():
+    if getattr(metadata, name) != value:
+      raise UserError(
+        f"MODEL_DIR {folder} holds a run with {name}={getattr(metadata, name)}, this one has {value}; choose another"
+      )
+  config = dataclasses.replace(models.family(metadata.family).config_from_hf(hf_config), run=run)
+  if model is not None and _sized_for(model, tokenizer, run) != dataclasses.replace(config, dropout=models.Dropout()):
+    raise UserError(f"MODEL_DIR {folder} holds a run of another model size; choose another folder")
+  pretrained.require_vocabulary(tokenizer, config)
+  if dropout_rate is not None:
+    config = dataclasses.replace(config, dropout=models.Dropout(hidden=dropout_rate, attention=dropout_rate))
+  built = models.build(metadata.family, config, metadata.head, metadata.num_labels)
+  return Start(model=built, config=config, metadata=metadata, hf_config=hf_config, tokenizer=tokenizer)
+
+
+def _sized_for(model: SizedModel, tokenizer: Any, run: models.Run) -> models.TransformerConfig:
+  """A size with the tokenizer's vocabulary."""
+  return dataclasses.replace(models.sized(model.family, model.size), vocab_size=len(tokenizer), run=run)
+
+
+def require_positions(config: models.TransformerConfig, length: int) -> None:
+  """UserError where rows of `length` tokens are longer than the model can read."""
+  usable = getattr(config.positions, "usable_length", None)
+  if usable is not None and length > usable:
+    raise UserError(f"TASK_FEATURE_LENGTHS lets rows have {length} tokens, but the model has positions for {usable}")
 
 
 def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:

@@ -19,7 +19,16 @@ from fsb_jax.training import evaluate as evaluation
 from fsb_jax.training.data import Loader
 from fsb_jax.training.losses import OBJECTIVES
 from fsb_jax.training.reporting import MetricWriter, TrainProgress, say
-from fsb_jax.training.start import SizedModel, Start, abstract_state, find_tokenizer, place, start_from
+from fsb_jax.training.start import (
+  SizedModel,
+  Start,
+  abstract_state,
+  find_tokenizer,
+  place,
+  require_positions,
+  resume_from,
+  start_from,
+)
 from fsb_jax.training.step import TrainState, train_step
 
 
@@ -40,8 +49,8 @@ def train(
   buckets: int | tuple[int, ...] = 4,
   eval_batch_size: int | None = None,
   eval_period: int | None = None,
-  checkpoint_period: int | None = None,
-  keep_checkpoints: int = 2,
+  checkpoint_period: int | None = 1000,
+  keep_checkpoints: int | None = 2,
   log_period: int = 20,
   run: models.Run | None = None,
   mesh: Mapping[str, int] | None = None,
@@ -64,7 +73,7 @@ def train(
     model: a size to train from scratch instead.
     tokenizer: a tokenizer or its folder, where it is not the checkpoint's.
     feature_lengths: {"inputs": longest text in tokens}.
-    dropout_rate: replaces the config's hidden and attention dropout.
+    dropout_rate: replaces the config's dropout.
     microbatches: parts a batch is cut into to save memory.
     buckets: how many lengths batches may have, or the lengths.
     eval_batch_size: examples at a time when scoring; `batch_size` if not given.
@@ -83,19 +92,30 @@ def train(
   Returns:
     The last metrics: those of the validation split where the task has one, else the training loss.
   """
-  for name, value in (("TRAIN_STEPS", train_steps), ("BATCH_SIZE", batch_size), ("MICROBATCHES", microbatches)):
-    if not isinstance(value, int) or value < 1:
-      raise UserError(f"{name} must be a whole number above 0, not {value!r}")
+  for name, value in {
+    "TRAIN_STEPS": train_steps, "BATCH_SIZE": batch_size, "MICROBATCHES": microbatches, "LOG_PERIOD": log_period,
+    "EVAL_BATCH_SIZE": eval_batch_size, "EVAL_PERIOD": eval_period, "CHECKPOINT_PERIOD": checkpoint_period,
+    "KEEP_CHECKPOINTS": keep_checkpoints,
+  }.items():
+    may_be_none = name in ("EVAL_BATCH_SIZE", "EVAL_PERIOD", "CHECKPOINT_PERIOD", "KEEP_CHECKPOINTS")
+    if not (value is None and may_be_none) and (not isinstance(value, int) or value < 1):
+      raise UserError(f"{name} must be a whole number above 0{' or None' if may_be_none else ''}, not {value!r}")
+  run = run or models.Run()
+  if run.dtype == "float16":
+    raise UserError("DTYPE float16 loses small gradients in training; use bfloat16")
   partitioner = Partitioner(mesh, rules)
   if batch_size % (microbatches * partitioner.batch_multiple):
     raise UserError(
       f"BATCH_SIZE {batch_size} cannot be cut into {microbatches} microbatches over {partitioner.batch_multiple} parts "
       f"(mesh {partitioner.describe()}); make it a multiple of {microbatches * partitioner.batch_multiple}"
     )
-  tokenizer = find_tokenizer(tokenizer, initial_checkpoint_path)
+  folder = Path(str(model_dir)).expanduser()
+  store = checkpoints.CheckpointStore(folder, keep_checkpoints) if checkpoints.is_checkpoint(folder) else None
+  resuming = store is not None and store.latest_step() is not None
+  tokenizer = find_tokenizer(tokenizer, folder if resuming else initial_checkpoint_path)
   task_name = getattr(task, "name", task)
   options = dict(
-    max_length=feature_lengths["inputs"], buckets=buckets, data_dir=data_dir,
+    max_length=evaluation.longest_row(feature_lengths), buckets=buckets, data_dir=data_dir,
     process_index=jax.process_index(), process_count=jax.process_count(),
   )
   say(f"reading {task_name}")
@@ -109,23 +129,26 @@ def train(
     raise UserError(f"task {task_name} has the one label {loader.label_names[0]}; a classifier needs two")
   for each in (loader, *scored.values()):
     partitioner.validate_batch(each.batch_size, each.buckets)
-  start = start_from(
-    checkpoint=initial_checkpoint_path,
-    model=model,
-    tokenizer=tokenizer,
-    head="sequence_classification",
-    label_names=loader.label_names,
-    run=dataclasses.replace(run or models.Run(), vocab_multiple=partitioner.vocab_multiple),
-    dropout_rate=dropout_rate,
-  )
-  usable = getattr(start.config.positions, "usable_length", None)
-  if usable is not None and loader.buckets[-1] > usable:
-    raise UserError(f"TASK_FEATURE_LENGTHS asks for {loader.buckets[-1]} tokens, the model has positions for {usable}")
+  run = dataclasses.replace(run, vocab_multiple=partitioner.vocab_multiple)
+  if resuming:
+    start = resume_from(folder, model, tokenizer, loader.label_names, run, dropout_rate)
+  else:
+    start = start_from(
+      checkpoint=initial_checkpoint_path, model=model, tokenizer=tokenizer, head="sequence_classification",
+      label_names=loader.label_names, run=run, dropout_rate=dropout_rate,
+    )
+  for each in (loader, *scored.values()):
+    require_positions(start.config, each.buckets[-1])
   boxed = abstract_state(start.model, optimizer)
   partitioner.validate(boxed.params)
-
-  folder = Path(model_dir).expanduser()
-  store = _open(folder, start, keep_checkpoints, config_text)
+  # What decides which examples a step sees; a run that goes on must have the same.
+  order = {"task": task_name, "seed": seed, "batch_size": batch_size, "buckets": list(loader.buckets)}
+  if resuming:
+    _require_same_order(store, order)
+    _write_config(folder, config_text, store.latest_step())
+  else:
+    _describe_run(folder, start, config_text)
+    store = checkpoints.CheckpointStore(folder, keep_checkpoints)
   progress = None
   writer = MetricWriter(folder)
   try:
@@ -146,23 +169,26 @@ def train(
       window.add(metrics)
       step += 1
       done = step == train_steps
-      if step % log_period == 0 or done:
+      saving = done or (checkpoint_period is not None and step % checkpoint_period == 0)
+      if step % log_period == 0 or saving:
         last = window.close()
         if learning_rate is not None:
           last["learning_rate"] = float(learning_rate(step - 1))
         writer.write(step, "train", last)
         progress.update(step, last)
         if not np.isfinite(last["loss"]):
-          raise UserError(f"the loss became {last['loss']} at or before step {step}; lower the learning rate")
-      if scored and (done or (eval_period and step % eval_period == 0)):
+          raise UserError(f"the loss became {last['loss']} at or before step {step}; lower LEARNING_RATE")
+      # Saved before it is scored: whatever happens there, the steps are not lost.
+      if saving:
+        store.save(step, state.params, state.optimizer, order)
+      if scored and (done or (eval_period is not None and step % eval_period == 0)):
+        if done:
+          store.wait()
         for name, eval_loader in scored.items():
           last = evaluation.evaluate_split(eval_loader, eval_function, state.params, partitioner)
           writer.write(step, f"eval/{name}" if len(scored) > 1 else "eval", last)
           progress.say(f"step {step}: " + evaluation.describe(f"{name} validation", last))
-        window.restart()
-      if done or (checkpoint_period and step % checkpoint_period == 0):
-        store.save(step, state.params, state.optimizer, {"step": step, "seed": seed, "task": task_name})
-        window.restart()
+      window.skip_time()
     store.wait()
     if not last:
       progress.say(f"{folder} already holds step {train_steps}; nothing left to train")
@@ -179,19 +205,24 @@ class _Window:
 
   def __init__(self):
     self._metrics: list[dict[str, jax.Array]] = []
-    self.restart()
+    self._seconds = 0.0
+    self._since = time.monotonic()
 
   def add(self, metrics: dict[str, jax.Array]) -> None:
+    """Takes the metrics of a step that was just started."""
     self._metrics.append(metrics)
+    self._seconds += time.monotonic() - self._since
+    self.skip_time()
 
-  def restart(self) -> None:
-    """Leaves the time since the last step out of the rates."""
-    self._since = time.monotonic() if not self._metrics else self._since
+  def skip_time(self) -> None:
+    """Leaves the time since the last step out of the rates: saving and scoring are no training."""
+    self._since = time.monotonic()
 
   def close(self) -> dict[str, float]:
+    """The means and rates of the steps taken in, once they are done; starts anew."""
     values = jax.device_get(self._metrics)
-    seconds = time.monotonic() - self._since
-    self._metrics, self._since = [], time.monotonic()
+    seconds = self._seconds + time.monotonic() - self._since
+    self.__init__()
     return {
       "loss": float(np.mean([v["loss"] for v in values])),
       "gradient_norm": float(np.mean([v["gradient_norm"] for v in values])),
@@ -221,27 +252,42 @@ def _has_split(task_name: str, split: str) -> bool:
   return split in seqio.get_mixture_or_task(task_name).splits
 
 
-def _open(folder: Path, start: Start, keep: int, config_text: str | None) -> checkpoints.CheckpointStore:
-  """The run's folder, described before the first step; UserError where it holds another model."""
+def _describe_run(folder: Path, start: Start, config_text: str | None) -> None:
+  """Makes the run's folder, whole or not at all; one that was made but has no checkpoint yet is made again."""
+  if jax.process_index() != 0:
+    return
   if checkpoints.is_checkpoint(folder):
     metadata, hf_config = checkpoints.read_metadata(folder)
-    for name in ("family", "head", "num_labels", "scan_layers"):
-      ours, theirs = getattr(start.metadata, name), getattr(metadata, name)
-      if ours != theirs:
-        raise UserError(f"MODEL_DIR {folder} holds a run with {name}={theirs}, this one has {ours}; choose another")
-    family = models.family(metadata.family)
-    shape = dataclasses.replace(family.config_from_hf(hf_config), run=start.config.run, dropout=start.config.dropout)
-    if shape != start.config:
-      raise UserError(f"MODEL_DIR {folder} holds a run of another model size; choose another folder")
-    return checkpoints.CheckpointStore(folder, keep)
-  if jax.process_index() == 0:
-    checkpoints.require_empty(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(start.tokenizer, folder)
-    if config_text is not None:
-      (folder / "config.gin").write_text(config_text, encoding="utf-8")
-    checkpoints.write_metadata(folder, start.metadata, start.hf_config)
-  return checkpoints.CheckpointStore(folder, keep)
+    if (metadata.family, metadata.label_names, hf_config) != (
+      start.metadata.family, start.metadata.label_names, start.hf_config
+    ):
+      raise UserError(f"MODEL_DIR {folder} was begun for another model or task; choose another or remove it")
+    _write_config(folder, config_text, 0)
+    return
+  with checkpoints.new_folder(folder) as unfinished:
+    save_tokenizer(start.tokenizer, unfinished)
+    _write_config(unfinished, config_text, None)
+    checkpoints.write_metadata(unfinished, start.metadata, start.hf_config)
+
+
+def _write_config(folder: Path, text: str | None, step: int | None) -> None:
+  """Keeps the configuration as `config.gin`, and one that a run goes on with as `config-from-step-N.gin`."""
+  first = folder / "config.gin"
+  if text is None or jax.process_index() != 0 or (first.is_file() and first.read_text(encoding="utf-8") == text):
+    return
+  path = first if step is None else folder / f"config-from-step-{step}.gin"
+  path.write_text(text, encoding="utf-8")
+
+
+def _require_same_order(store: checkpoints.CheckpointStore, order: Mapping[str, Any]) -> None:
+  """UserError where a run would go on with other batches than it began with."""
+  saved = store.progress(store.latest_step())
+  for name, value in order.items():
+    if saved.get(name) != value:
+      raise UserError(
+        f"MODEL_DIR {store.folder} holds a run with {name} {saved.get(name)}, this one has {value}; give the same or "
+        "choose another folder"
+      )
 
 
 def _first_or_saved_state(store, start, optimizer, partitioner, boxed: TrainState, seed: int) -> TrainState:

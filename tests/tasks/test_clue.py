@@ -47,7 +47,7 @@ def test_label_ids(clue_dir):
 
 
 def test_missing_files_say_where_to_get_them(tmp_path):
-  with pytest.raises(UserError, match="Task iflytek needs the data directory: give --data_dir or set FSB_DATA_DIR"):
+  with pytest.raises(UserError, match="Task iflytek needs the data directory: set FSB_DATA_DIR, or --gin.DATA_DIR"):
     load("iflytek", "train", None)
   with pytest.raises(UserError) as raised:
     load("ocnli", "train", tmp_path)

@@ -105,6 +105,118 @@ def test_another_model_is_not_mixed_in(finished, table, tokenizer):
     run(folder, table, tokenizer, 70, model=SizedModel("bert", "rbt3"))
 
 
+def test_a_run_that_goes_on_has_the_same_batches(finished, table, tokenizer):
+  folder, _ = finished
+  for changes, words in (
+    ({"seed": 5}, "seed 0, this one has 5"),
+    ({"batch_size": 64}, "batch_size 32, this one has 64"),
+  ):
+    with pytest.raises(UserError, match=words):
+      run(folder, table, tokenizer, 70, **changes)
+
+
+def test_a_run_goes_on_without_what_it_began_from(finished, table, tmp_path):
+  import shutil
+
+  folder, _ = finished
+  shutil.copytree(folder, tmp_path / "source")
+  start = dict(model=None, initial_checkpoint_path=str(tmp_path / "source"), mesh={"data": 8}, config_text="# one\n")
+  run(tmp_path / "run", table, None, 1, **start)
+  shutil.rmtree(tmp_path / "source")
+  run(tmp_path / "run", table, None, 2, **{**start, "config_text": "# two\n"})
+  assert checkpoints.CheckpointStore(tmp_path / "run").latest_step() == 2
+  assert (tmp_path / "run" / "config.gin").read_text() == "# one\n"
+  assert (tmp_path / "run" / "config-from-step-1.gin").read_text() == "# two\n"
+
+
+def test_what_goes_wrong_in_scoring_loses_no_step(table, tokenizer, tmp_path, monkeypatch):
+  from fsb_jax.training import evaluate as evaluation
+
+  def fail(*_):
+    raise MemoryError
+
+  monkeypatch.setattr(evaluation, "evaluate_split", fail)
+  with pytest.raises(MemoryError):
+    run(tmp_path / "run", table, tokenizer, 2, mesh={"data": 8})
+  assert checkpoints.CheckpointStore(tmp_path / "run").latest_step() == 2
+
+
+def test_broken_numbers_are_not_saved(table, tokenizer, tmp_path):
+  with pytest.raises(UserError, match="the loss became"):
+    run(
+      tmp_path / "run", table, tokenizer, 5, optimizer=adamw(learning_rate=1e30), learning_rate=None,
+      checkpoint_period=1, mesh={"data": 8},
+    )
+  params = checkpoints.load_folder(tmp_path / "run")[0]
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_a_run_moved_to_another_mesh_still_exports(finished, table, tokenizer, tmp_path):
+  import shutil
+
+  from convert_torch import cli
+
+  folder, _ = finished
+  shutil.copytree(folder, tmp_path / "run")
+  run(tmp_path / "run", table, tokenizer, 61, mesh={"data": 8})
+  cli.export_checkpoint(tmp_path / "run", tmp_path / "hub")
+  assert fsb_jax.from_pretrained(tmp_path / "hub").config.vocab_size == len(tokenizer)
+
+
+def other_labels(table, names):
+  """The same rows under other label names."""
+  renamed = dict(zip(table.label_names, names))
+  folder = table.read.args[0]["test"].parent
+  files = {}
+  for split in ("train", "test"):
+    text = (folder / f"{split}.csv").read_text(encoding="utf-8")
+    for old, new in renamed.items():
+      text = text.replace(f",{old}", f",{new}")
+    files[split] = folder / f"{'_'.join(names)}_{split}.csv"
+    files[split].write_text(text, encoding="utf-8")
+  return tasks.table_task("_".join(names), files, "text")
+
+
+def test_labels_of_other_names_are_other_labels(finished, table, tokenizer, tmp_path, capsys):
+  folder, _ = finished
+  renamed = other_labels(table, ("bad", "good"))
+  arguments = dict(task=renamed, split="test", feature_lengths={"inputs": 16}, batch_size=16)
+  with pytest.raises(UserError, match="label 0 is 'negative' but task bad_good calls it 'bad'"):
+    evaluate(model=str(folder), **arguments)
+  with pytest.raises(UserError, match="holds a run with label_names"):
+    run(folder, renamed, tokenizer, 70)
+  run(tmp_path / "run", renamed, None, 1, model=None, initial_checkpoint_path=str(folder), mesh={"data": 8})
+  assert "newly initialised: head/classifier/bias, head/classifier/kernel" in capsys.readouterr().err
+  body, fresh = (fsb_jax.from_pretrained(each).params for each in (folder, tmp_path / "run"))
+  assert not np.allclose(body["head"]["classifier"]["kernel"], fresh["head"]["classifier"]["kernel"], atol=1e-3)
+
+
+@pytest.mark.parametrize("use", ["evaluate", "infer"])
+def test_mistakes_of_use_are_told_before_the_work(use, finished, table, tmp_path):
+  folder, _ = finished
+  function = {"evaluate": evaluate, "infer": infer}[use]
+  arguments = dict(model=str(folder), task=table, split="test", output_file=str(tmp_path / "out"))
+  (tmp_path / "taken").write_text("mine")
+  for changes, words in (
+    ({"output_file": str(tmp_path / "taken")}, "already exists"),
+    ({"output_file": str(tmp_path / "no" / "out")}, "there is no folder"),
+    ({"feature_lengths": 16}, "TASK_FEATURE_LENGTHS must be"),
+    ({"feature_lengths": {"inputs": 1024}, "buckets": (1024,)}, "1024 tokens, but the model has positions for 512"),
+    ({"dtype": "float99"}, "unknown dtype 'float99'; known: float32"),
+    ({"mesh": 8}, "MESH must be sizes by axis"),
+  ):
+    with pytest.raises(UserError, match=words):
+      function(**{**arguments, **changes})
+  assert (tmp_path / "taken").read_text() == "mine" and not (tmp_path / "out").exists()
+
+
+def test_float16_scores_too(finished, table, tmp_path):
+  folder, _ = finished
+  arguments = dict(model=str(folder), task=table, split="test", feature_lengths={"inputs": 16})
+  (scores,) = evaluate(**arguments, dtype="float16").values()
+  assert scores["accuracy"] == 1.0
+
+
 def test_scoring_and_predicting_agree(finished, table, tmp_path):
   folder, _ = finished
   arguments = dict(model=str(folder), task=table, split="test", feature_lengths={"inputs": 16}, batch_size=16)
@@ -173,6 +285,10 @@ def test_bfloat16_with_microbatches_and_remat_learns_too(table, tokenizer, tmp_p
     ({"model": SizedModel("bart", "tiny")}, "unknown model family 'bart'; known: bert"),
     ({"tokenizer": None}, "needs TOKENIZER"),
     ({"train_steps": 0}, "TRAIN_STEPS must be a whole number above 0"),
+    ({"log_period": 0}, "LOG_PERIOD must be a whole number above 0, not 0"),
+    ({"keep_checkpoints": 0}, "KEEP_CHECKPOINTS must be a whole number above 0 or None, not 0"),
+    ({"dropout_rate": 2}, "a dropout rate must be at least 0 and below 1, not 2"),
+    ({"feature_lengths": {"inputs": 600}, "buckets": (600,)}, "600 tokens, but the model has positions for 512"),
     ({"rules": {"heads": "model"}}, "no mesh axis 'model'"),
   ],
   ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

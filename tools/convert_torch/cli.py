@@ -7,6 +7,7 @@ import numpy as np
 
 from convert_torch import hub
 from fsb_jax import checkpoints, models
+from fsb_jax.errors import UserError
 
 
 def import_checkpoint(
@@ -37,6 +38,8 @@ def import_checkpoint(
     UserError: see `load_hub_folder`; or the target is not empty.
   """
   checkpoints.require_empty(target)
+  if checkpoints.is_checkpoint(source):
+    raise UserError(f"{source} is a folder of ours already; fsb convert export makes a Hub folder of it")
   run = models.Run(param_dtype=param_dtype, scan_layers=scan_layers, vocab_multiple=vocab_multiple)
   model = hub.load_hub_folder(source, head=head, num_labels=num_labels, run=run)
   checkpoints.save_folder(target, model.params, model.metadata(), model.hf_config, tokenizer_from=source)
@@ -95,15 +98,22 @@ def verify_checkpoint(source: Path | str, target: Path | str, *, write_to: Path 
 
 
 def load_ours(folder: Path | str) -> hub.HubModel:
-  """Reads a folder of ours in the layout it was saved in."""
+  """Reads a folder of ours in the layout it was saved in, its vocabulary cut back to what it was padded from."""
+  if not checkpoints.is_checkpoint(folder):
+    raise UserError(f"{folder} is no folder of ours (it has no metadata.json); a Hub folder is imported first")
   params, metadata, hf_config = checkpoints.load_folder(folder)
+  config = _config(metadata, hf_config)
+  boxed = models.abstract_params(models.build(metadata.family, config, metadata.head, metadata.num_labels))
+  fitted, _, problems = checkpoints.fit(models.flatten(params), models.flatten(boxed), lambda path: False)
+  if problems:
+    raise UserError(f"{folder} does not hold the model its config.json describes:\n" + "\n".join(problems))
   return hub.HubModel(
     family=metadata.family,
-    config=_config(metadata, hf_config),
+    config=config,
     head=metadata.head,
     num_labels=metadata.num_labels,
     label_names=metadata.label_names,
-    params=params,
+    params=models.unflatten(fitted),
     hf_config=hf_config,
     newly_initialised=[],
     unused=[],
@@ -112,9 +122,7 @@ def load_ours(folder: Path | str) -> hub.HubModel:
 
 
 def _config(metadata: checkpoints.Metadata, hf_config: dict) -> models.TransformerConfig:
-  run = models.Run(
-    param_dtype=metadata.param_dtype, scan_layers=metadata.scan_layers, vocab_multiple=metadata.vocab_multiple
-  )
+  run = models.Run(param_dtype=metadata.param_dtype, scan_layers=metadata.scan_layers)
   return dataclasses.replace(models.family(metadata.family).config_from_hf(hf_config), run=run)
 
 
@@ -178,7 +186,7 @@ def _describe(family, config, head, num_labels, label_names, shapes) -> list[tup
     ("family", family),
     ("head", f"{head} ({models.family(family).architecture(head)})"),
     ("layers", f"{config.num_layers}, width {config.embed_dim}, {config.num_heads} heads, inner {config.mlp_dim}"),
-    ("vocabulary", f"{config.vocab_size} ids in {config.vocab_rows} rows"),
+    ("vocabulary", f"{config.vocab_size} ids"),
     ("parameters", f"{count:,}"),
     ("labels", ", ".join(label_names) if label_names else f"{num_labels}, unnamed"),
   ]

@@ -55,7 +55,6 @@ class HubModel:
       num_labels=self.num_labels,
       label_names=self.label_names,
       scan_layers=run.scan_layers,
-      vocab_multiple=run.vocab_multiple,
       param_dtype=run.param_dtype,
       source=self.source,
       versions=checkpoints.library_versions(),

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -189,16 +188,10 @@ def write_folder(
   Raises:
     UserError: the folder exists and is not empty.
   """
-  folder = Path(folder)
-  checkpoints.require_empty(folder)
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-    inside = Path(temporary) / "folder"
-    inside.mkdir()
+  with checkpoints.new_folder(folder) as inside:
     _write_shards(inside, tensors, max_shard_bytes)
     _write_json(inside / "config.json", config)
     checkpoints.copy_tokenizer(tokenizer_from, inside)
-    inside.replace(folder)
 
 
 def _write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int) -> None:
