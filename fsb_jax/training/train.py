@@ -92,14 +92,11 @@ def train(
   Returns:
     The last metrics: those of the validation split where the task has one, else the training loss.
   """
-  for name, value in {
-    "TRAIN_STEPS": train_steps, "BATCH_SIZE": batch_size, "MICROBATCHES": microbatches, "LOG_PERIOD": log_period,
-    "EVAL_BATCH_SIZE": eval_batch_size, "EVAL_PERIOD": eval_period, "CHECKPOINT_PERIOD": checkpoint_period,
-    "KEEP_CHECKPOINTS": keep_checkpoints,
-  }.items():
-    may_be_none = name in ("EVAL_BATCH_SIZE", "EVAL_PERIOD", "CHECKPOINT_PERIOD", "KEEP_CHECKPOINTS")
-    if not (value is None and may_be_none) and (not isinstance(value, int) or value < 1):
-      raise UserError(f"{name} must be a whole number above 0{' or None' if may_be_none else ''}, not {value!r}")
+  _require_counts(TRAIN_STEPS=train_steps, BATCH_SIZE=batch_size, MICROBATCHES=microbatches, LOG_PERIOD=log_period)
+  _require_counts(
+    or_none=True, EVAL_BATCH_SIZE=eval_batch_size, EVAL_PERIOD=eval_period, CHECKPOINT_PERIOD=checkpoint_period,
+    KEEP_CHECKPOINTS=keep_checkpoints,
+  )
   run = run or models.Run()
   if run.dtype == "float16":
     raise UserError("DTYPE float16 loses small gradients in training; use bfloat16")
@@ -149,55 +146,70 @@ def train(
   else:
     _describe_run(folder, start, config_text)
     store = checkpoints.CheckpointStore(folder, keep_checkpoints)
-  progress = None
-  writer = MetricWriter(folder)
+  state = _first_or_saved_state(store, start, optimizer, partitioner, boxed, seed)
+  first_step = int(state.step)
+  step_function = partitioner.jit(
+    train_step(start.model, OBJECTIVES[start.metadata.head], optimizer, seed=seed, microbatches=microbatches),
+    out_shardings=(partitioner.shardings(boxed), partitioner.replicated),
+    donate_argnums=0,
+  )
+  eval_function = evaluation.compiled_eval_step(start, partitioner)
+  progress, writer = TrainProgress(first_step, train_steps), MetricWriter(folder)
+
+  def report(step: int, metrics: dict[str, float]) -> None:
+    if learning_rate is not None:
+      metrics["learning_rate"] = float(learning_rate(step - 1))
+    writer.write(step, "train", metrics)
+    progress.update(step, metrics)
+    if not np.isfinite(metrics["loss"]):
+      raise UserError(f"the loss became {metrics['loss']} at or before step {step}; lower LEARNING_RATE")
+
+  def score(step: int, params: Any) -> dict[str, float]:
+    metrics = {}
+    for name, eval_loader in scored.items():
+      metrics = evaluation.evaluate_split(eval_loader, eval_function, params, partitioner)
+      writer.write(step, f"eval/{name}" if len(scored) > 1 else "eval", metrics)
+      progress.say(f"step {step}: " + evaluation.describe(f"{name} validation", metrics))
+    return metrics
+
   try:
-    state = _first_or_saved_state(store, start, optimizer, partitioner, boxed, seed)
-    step = int(state.step)
-    progress = TrainProgress(step, train_steps)
-    _introduce(progress, start, partitioner, loader, scored, boxed, step, explain_partitioning)
-    step_function = partitioner.jit(
-      train_step(start.model, OBJECTIVES[start.metadata.head], optimizer, seed=seed, microbatches=microbatches),
-      out_shardings=(partitioner.shardings(boxed), partitioner.replicated),
-      donate_argnums=0,
-    )
-    eval_function = evaluation.compiled_eval_step(start, partitioner)
+    _introduce(progress, start, partitioner, loader, scored, boxed, first_step, explain_partitioning)
     last: dict[str, float] = {}
     window = _Window()
-    for batch in _stream(loader, step, train_steps):
+    for step, batch in enumerate(_stream(loader, first_step, train_steps), start=first_step + 1):
       state, metrics = step_function(state, partitioner.shard_batch(batch))
       window.add(metrics)
-      step += 1
       done = step == train_steps
-      saving = done or (checkpoint_period is not None and step % checkpoint_period == 0)
-      if step % log_period == 0 or saving:
+      saving = done or _is_due(step, checkpoint_period)
+      if saving or _is_due(step, log_period):
         last = window.close()
-        if learning_rate is not None:
-          last["learning_rate"] = float(learning_rate(step - 1))
-        writer.write(step, "train", last)
-        progress.update(step, last)
-        if not np.isfinite(last["loss"]):
-          raise UserError(f"the loss became {last['loss']} at or before step {step}; lower LEARNING_RATE")
+        report(step, last)
       # Saved before it is scored: whatever happens there, the steps are not lost.
       if saving:
         store.save(step, state.params, state.optimizer, order)
-      if scored and (done or (eval_period is not None and step % eval_period == 0)):
-        if done:
-          store.wait()
-        for name, eval_loader in scored.items():
-          last = evaluation.evaluate_split(eval_loader, eval_function, state.params, partitioner)
-          writer.write(step, f"eval/{name}" if len(scored) > 1 else "eval", last)
-          progress.say(f"step {step}: " + evaluation.describe(f"{name} validation", last))
+      if done:
+        store.wait()
+      if done or _is_due(step, eval_period):
+        last = score(step, state.params) or last
       window.skip_time()
-    store.wait()
     if not last:
       progress.say(f"{folder} already holds step {train_steps}; nothing left to train")
     return last
   finally:
-    if progress is not None:
-      progress.close()
+    progress.close()
     writer.close()
     store.close()
+
+
+def _is_due(step: int, period: int | None) -> bool:
+  return period is not None and step % period == 0
+
+
+def _require_counts(or_none: bool = False, **counts: Any) -> None:
+  """UserError where one of the settings is not a whole number above 0."""
+  for name, value in counts.items():
+    if not (or_none and value is None) and (not isinstance(value, int) or value < 1):
+      raise UserError(f"{name} must be a whole number above 0{' or None' if or_none else ''}, not {value!r}")
 
 
 class _Window:
