@@ -3,8 +3,8 @@
 from fsb_jax.checkpoints.layout import fit, fits, resize, to_layout
 from fsb_jax.checkpoints.metadata import (
   Metadata,
+  installed_versions,
   is_checkpoint,
-  library_versions,
   read_json,
   read_metadata,
   write_metadata,
@@ -27,7 +27,7 @@ __all__ = [
   "fit",
   "fits",
   "is_checkpoint",
-  "library_versions",
+  "installed_versions",
   "load_folder",
   "new_folder",
   "read_json",

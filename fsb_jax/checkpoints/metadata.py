@@ -38,7 +38,7 @@ class Metadata:
   format_version: int = FORMAT_VERSION
 
 
-def library_versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
   """Versions to record beside results: Python, ours, and what computes."""
   names = ("fsb_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
   found = {"python": platform.python_version()}

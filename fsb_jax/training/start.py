@@ -100,7 +100,7 @@ def start_from(
       scan_layers=run.scan_layers,
       param_dtype=run.param_dtype,
       source={"size": model.size},
-      versions=checkpoints.library_versions(),
+      versions=checkpoints.installed_versions(),
     )
     params, fresh = None, ()
     hf_config = {"model_type": family.model_type}

@@ -57,7 +57,7 @@ class HubModel:
       scan_layers=run.scan_layers,
       param_dtype=run.param_dtype,
       source=self.source,
-      versions=checkpoints.library_versions(),
+      versions=checkpoints.installed_versions(),
     )
 
 

@@ -74,7 +74,7 @@ def verify(
     "given_our_values": fresh,
     "results": results,
     "sha256": hashes,
-    "versions": {**checkpoints.library_versions(), "torch": _torch().__version__},
+    "versions": {**checkpoints.installed_versions(), "torch": _torch().__version__},
   }
   if write_to is not None:
     Path(write_to).write_text(json.dumps(certificate, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
