@@ -10,8 +10,8 @@ import pytest
 from torch_reference import QUICK, make_batch, make_pair, run_ours
 
 from fsb_jax import models
+from fsb_jax.errors import UserError
 from fsb_jax.models.config import Dropout
-from fsb_jax.models.transformer import remat_policy
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -124,9 +124,22 @@ def test_multiple_choice_says_what_it_takes():
     pair.model.apply({"params": pair.params}, jnp.zeros((2, 5), int))
 
 
-def test_an_unknown_remat_policy_is_answered_with_the_known_ones():
-  with pytest.raises(ValueError, match="unknown remat policy 'half'; use 'none', 'full' or one of .*dots_saveable"):
-    remat_policy("half")
+@pytest.mark.parametrize("choice", ["dtype", "param_dtype", "remat", "attention"])
+def test_an_unknown_choice_is_answered_with_the_known_ones(choice):
+  with pytest.raises(UserError, match=f"unknown {choice} 'half'; known: "):
+    models.Run(**{choice: "half"})
+
+
+def test_every_remat_policy_is_one():
+  for name in models.config.REMAT_POLICIES:
+    assert callable(getattr(jax.checkpoint_policies, name))
+
+
+def test_rows_longer_than_the_position_table_are_refused():
+  pair = make_pair("bert", "base", dtype="float32")
+  length = pair.config.positions.usable_length + 1
+  with pytest.raises(ValueError, match=f"{length} tokens, but the model has positions for {length - 1}"):
+    pair.model.apply({"params": pair.params}, jnp.zeros((1, length), int))
 
 
 def test_roberta_counts_positions_of_real_tokens_only():
