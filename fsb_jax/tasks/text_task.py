@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from fsb_jax.encodings import LabelMap
 from fsb_jax.errors import UserError
 from fsb_jax.tasks.files import Row
 
@@ -50,7 +49,11 @@ class TextTask:
   def __post_init__(self):
     if not re.fullmatch(r"[\w.]+", self.name):
       raise UserError(f"A task's name has letters, digits, _ and . only, not {self.name!r}.")
-    LabelMap(self.label_names)  # refuses repeated names and an empty list
+    if not self.label_names:
+      raise UserError(f"Task {self.name} needs at least one label name.")
+    repeated = [name for name in self.label_names if self.label_names.count(name) > 1]
+    if repeated:
+      raise UserError(f"Task {self.name}: label name {repeated[0]!r} is listed twice.")
 
 
 @functools.lru_cache(maxsize=32)

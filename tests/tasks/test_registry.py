@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -5,6 +6,7 @@ import pytest
 
 from fsb_jax import tasks
 from fsb_jax.errors import UserError
+from fsb_jax.tasks.registry import known_tasks
 
 
 def test_members_share_one_head_without_overlap():
@@ -39,3 +41,16 @@ def test_describing_needs_no_tensorflow():
   )
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
   assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+  ("names", "words"), [((), "needs at least one label name"), (("a", "b", "a"), "label name 'a' is listed twice")]
+)
+def test_labels_of_a_task_are_names(names, words):
+  with pytest.raises(UserError, match=words):
+    dataclasses.replace(known_tasks()["tnews"], label_names=names)
+
+
+def test_a_task_has_a_name_that_seqio_takes():
+  with pytest.raises(UserError, match="letters, digits, _ and . only, not 'my-task'"):
+    dataclasses.replace(known_tasks()["tnews"], name="my-task")
