@@ -31,6 +31,8 @@ _TOKENIZER_FILES = (
   "spiece.model",
   "tokenizer.model",
   "sentencepiece.bpe.model",
+  "spm.model",
+  "chat_template.jinja",
 )
 
 
