@@ -3,13 +3,15 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fsb_jax.errors import UserError
+from fsb_jax.errors import Stopped, UserError
 from fsb_jax.version import __version__
 
 app = typer.Typer(
@@ -26,6 +28,14 @@ GinFiles = Annotated[
   list[str], typer.Option("--gin_file", help="Gin file; may be given several times. Relative to here or the package.")
 ]
 GinPaths = Annotated[list[str] | None, typer.Option("--gin_search_paths", help="More folders with gin files.")]
+Coordinator = Annotated[
+  str | None, typer.Option(help="HOST:PORT of process 0, where several processes work together (all three options).")
+]
+ProcessCount = Annotated[int | None, typer.Option(help="How many processes there are.")]
+ProcessIndex = Annotated[int | None, typer.Option(help="Which one this is, from 0.")]
+Distributed = Annotated[
+  bool, typer.Option("--distributed", help="Find the other processes by itself: TPU pods, Slurm, MPI, Kubernetes.")
+]
 _GIN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -40,31 +50,61 @@ def _options(
 
 
 @app.command(context_settings=_GIN)
-def train(context: typer.Context, gin_file: GinFiles, gin_search_paths: GinPaths = None) -> None:
+def train(
+  context: typer.Context,
+  gin_file: GinFiles,
+  gin_search_paths: GinPaths = None,
+  coordinator: Coordinator = None,
+  process_count: ProcessCount = None,
+  process_index: ProcessIndex = None,
+  distributed: Distributed = False,
+  profile: Annotated[bool, typer.Option("--profile", help="Write a trace of a few steps for TensorBoard.")] = False,
+) -> None:
   """Train from gin files; an interrupted run goes on where it was.
 
   Example: fsb train --gin_file=gin/runs/finetune.gin --gin.MIXTURE_OR_TASK_NAME=tnews
   --gin.INITIAL_CHECKPOINT_PATH=IDEA-CCNL/Erlangshen-Roberta-110M-NLI --gin.MODEL_DIR=runs/tnews --gin.TRAIN_STEPS=5000
   """
-  _run("train", "train", context, gin_file, gin_search_paths, keep_config=True)
+  _join(coordinator, process_count, process_index, distributed)
+  # Left out where it is not asked for, so that the gin file's PROFILE counts.
+  asked = {"profile": True} if profile else {}
+  _run("train", "train", context, gin_file, gin_search_paths, keep_config=True, **asked)
 
 
 @app.command("eval", context_settings=_GIN)
-def evaluate(context: typer.Context, gin_file: GinFiles, gin_search_paths: GinPaths = None) -> None:
+def evaluate(
+  context: typer.Context,
+  gin_file: GinFiles,
+  gin_search_paths: GinPaths = None,
+  coordinator: Coordinator = None,
+  process_count: ProcessCount = None,
+  process_index: ProcessIndex = None,
+  distributed: Distributed = False,
+) -> None:
   """Score a trained model.
 
   Example: fsb eval --gin_file=gin/runs/eval.gin --gin.MODEL=runs/tnews --gin.MIXTURE_OR_TASK_NAME=tnews
   """
+  _join(coordinator, process_count, process_index, distributed)
   _run("evaluate", "evaluate", context, gin_file, gin_search_paths)
 
 
 @app.command(context_settings=_GIN)
-def infer(context: typer.Context, gin_file: GinFiles, gin_search_paths: GinPaths = None) -> None:
+def infer(
+  context: typer.Context,
+  gin_file: GinFiles,
+  gin_search_paths: GinPaths = None,
+  coordinator: Coordinator = None,
+  process_count: ProcessCount = None,
+  process_index: ProcessIndex = None,
+  distributed: Distributed = False,
+) -> None:
   """Write a trained model's predictions to a file.
 
   Example: fsb infer --gin_file=gin/runs/infer.gin --gin.MODEL=runs/tnews --gin.MIXTURE_OR_TASK_NAME=tnews
   --gin.OUTPUT_FILE=predictions.jsonl
   """
+  _join(coordinator, process_count, process_index, distributed)
   _run("infer", "infer", context, gin_file, gin_search_paths)
 
 
@@ -181,8 +221,15 @@ def convert_inspect(path: Annotated[str, typer.Argument(help="A folder of either
   cli.inspect(find_folder(path))
 
 
-def _run(module: str, function: str, context, gin_files, search_paths, keep_config: bool = False) -> None:
-  """Calls a function of `fsb_jax.training` with arguments from gin."""
+def _join(coordinator, process_count, process_index, distributed) -> None:
+  """Joins the other processes of the run, if there are any."""
+  from fsb_jax.partitioning import multihost
+
+  multihost.initialise(coordinator, process_count, process_index, automatic=distributed)
+
+
+def _run(module: str, function: str, context, gin_files, search_paths, keep_config: bool = False, **arguments) -> None:
+  """Calls a function of `fsb_jax.training` with arguments from gin and `arguments`."""
   bindings = []
   for argument in context.args:
     if not argument.startswith("--gin."):
@@ -196,11 +243,12 @@ def _run(module: str, function: str, context, gin_files, search_paths, keep_conf
   from fsb_jax.training import gin_utils
 
   target = getattr(importlib.import_module(f"fsb_jax.training.{module}"), function)
-  # SeqIO warns once per task of a mixture that it counts rows as they are, which is what we ask of it.
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  # SeqIO warns once per task of a mixture that it counts rows as they are, which is what we ask of it; Orbax logs the
+  # traceback of an error that it raises as well.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
   configured, text = gin_utils.configured(target, gin_files, bindings, search_paths or ())
   _cache_compilations()
-  configured(config_text=text) if keep_config else configured()
+  configured(**({"config_text": text} if keep_config else {}), **arguments)
 
 
 def _quiet() -> None:
@@ -233,21 +281,43 @@ def _cache_compilations() -> None:
 
 
 def main() -> None:
-  """Runs the command line; a user's mistake is one sentence and exit status 2."""
-  debug = "--debug" in sys.argv[1:]
+  """Runs the command line."""
+  # --debug may stand anywhere; the parser knows it in front only.
+  arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+  ended_well(lambda: app(args=arguments), debug="--debug" in sys.argv[1:])
+
+
+def ended_well(command: Callable[[], Any], debug: bool = False) -> None:
+  """Calls a command; a user's mistake is one sentence and exit status 2, a signal ends it in its own way.
+
+  Args:
+    command: what to call.
+    debug: show tracebacks instead.
+  """
   try:
-    # --debug may stand anywhere; the parser knows it in front only.
-    app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
+    command()
   except UserError as error:
     if debug:
       raise
     print(f"fsb: {error}", file=sys.stderr)
-    sys.exit(2)
+    _exit(2)
+  except Stopped as stopped:
+    print(f"fsb: {stopped}, saved; the same command goes on from there", file=sys.stderr)
+    sys.exit(0 if stopped.signal == signal.SIGTERM else 128 + stopped.signal)
   except KeyboardInterrupt:
     if debug:
       raise
     print("fsb: stopped; a training run goes on from its newest checkpoint with the same command", file=sys.stderr)
     sys.exit(130)
+
+
+def _exit(status: int) -> None:
+  """Exits, without waiting for other processes of the run, which may be gone."""
+  if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The one error a user's mistake raises."""
+"""What ends a command with a sentence instead of a traceback."""
+
+import signal
 
 
 class UserError(Exception):
@@ -6,3 +8,15 @@ class UserError(Exception):
 
   The command line prints the sentence alone and exits with status 2; `--debug` shows the traceback.
   """
+
+
+class Stopped(Exception):
+  """A run that a signal asked to end, and that saved what it had.
+
+  Attributes:
+    signal: SIGTERM or SIGINT.
+  """
+
+  def __init__(self, number: int):
+    super().__init__(f"stopped by {signal.Signals(number).name}")
+    self.signal = number

@@ -64,7 +64,7 @@ def from_pretrained(
   """Loads a model.
 
   Args:
-    path: a Hub folder, a folder of ours (also a training run's), or a Hub id such as
+    path: a Hub folder, a folder of ours (also a training run's, or `RUN/checkpoints/best`), or a Hub id such as
       "IDEA-CCNL/Erlangshen-Roberta-110M-Sentiment".
     head: "base", "masked_lm", "sequence_classification", ...; what the folder says if not given. A head the folder
       lacks is freshly initialised and listed.
@@ -116,6 +116,8 @@ def from_pretrained(
 def find_folder(path: str | Path) -> Path:
   """The local folder of `path`, downloaded from the Hub where it is an id; UserError where there is neither."""
   folder = Path(path).expanduser()
+  if checkpoints.home(folder) != folder and checkpoints.is_checkpoint(folder):
+    return checkpoints.step_folder(folder)
   if folder.is_dir():
     return folder
   if folder.exists():
@@ -158,7 +160,7 @@ def require_vocabulary(tokenizer: Any, config: models.TransformerConfig) -> None
 def _tokenizer(folder: Path) -> Any:
   from fsb_jax.encodings import load_tokenizer
 
-  return load_tokenizer(folder)
+  return load_tokenizer(checkpoints.home(folder))
 
 
 def _read_hub(folder: Path, head: str | None, num_labels: int | None, run: models.Run):

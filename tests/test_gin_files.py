@@ -30,7 +30,7 @@ def test_every_gin_file_is_covered():
   found = {str(path.relative_to(GIN)) for path in GIN.rglob("*.gin")}
   bases = {f"models/{family}/base.gin" for family in models.all_families()}
   runs = {f"runs/{name}.gin" for name in FUNCTIONS}
-  assert found == {*SIZES, *bases, *runs, "tasks/table.gin", "experiments/quickstart.gin"}
+  assert found == {*SIZES, *bases, *runs, "tasks/table.gin", "tasks/text.gin", "experiments/quickstart.gin"}
 
 
 def test_every_size_has_a_gin_file():

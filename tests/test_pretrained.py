@@ -90,6 +90,9 @@ def test_a_body_of_another_shape_is_refused(ours, tmp_path):
   shutil.copytree(ours, tmp_path / "copy")
   config = json.loads((tmp_path / "copy" / "config.json").read_text())
   (tmp_path / "copy" / "config.json").write_text(json.dumps({**config, "intermediate_size": 128}))
+  with pytest.raises(UserError, match=r"config\.json is not as it was written .* call fsb_jax\.checkpoints\.reseal"):
+    fsb_jax.from_pretrained(tmp_path / "copy")
+  fsb_jax.checkpoints.reseal(tmp_path / "copy")
   with pytest.raises(UserError, match=r"encoder/layers/mlp/wi/kernel \(3, 32, 128\): the folder has \(3, 32, 64\)"):
     fsb_jax.from_pretrained(tmp_path / "copy")
 

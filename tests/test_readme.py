@@ -54,6 +54,7 @@ def place(tmp_path, monkeypatch):
   for name in ("reviews.csv", "reviews_dev.csv"):
     lines = [f"{text},{'good' if i % 2 else 'bad'}" for i, text in enumerate(TEXTS * 4)]
     (tmp_path / name).write_text("review,sentiment\n" + "\n".join(lines) + "\n", encoding="utf-8")
+  (tmp_path / "corpus.txt").write_text("\n".join(TEXTS * 4) + "\n", encoding="utf-8")
   monkeypatch.setattr(cli, "_cache_compilations", lambda: None)
   return tmp_path
 

@@ -3,10 +3,12 @@
 from fsb_jax.checkpoints.layout import fit, fits, resize, to_layout
 from fsb_jax.checkpoints.metadata import (
   Metadata,
+  home,
   installed_versions,
   is_checkpoint,
   read_json,
   read_metadata,
+  step_folder,
   write_metadata,
 )
 from fsb_jax.checkpoints.store import (
@@ -16,6 +18,7 @@ from fsb_jax.checkpoints.store import (
   load_folder,
   new_folder,
   require_empty,
+  reseal,
   save_folder,
 )
 
@@ -26,6 +29,7 @@ __all__ = [
   "existing_step",
   "fit",
   "fits",
+  "home",
   "is_checkpoint",
   "installed_versions",
   "load_folder",
@@ -33,8 +37,10 @@ __all__ = [
   "read_json",
   "read_metadata",
   "require_empty",
+  "reseal",
   "resize",
   "save_folder",
+  "step_folder",
   "to_layout",
   "write_metadata",
 ]

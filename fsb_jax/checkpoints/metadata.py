@@ -10,6 +10,8 @@ from fsb_jax.errors import UserError
 
 FORMAT_VERSION = 1
 _FILE = "metadata.json"
+# The file in `checkpoints/` that says which step scored best.
+BEST = "best"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,9 +52,33 @@ def installed_versions() -> dict[str, str]:
   return found
 
 
+def home(folder: Path | str) -> Path:
+  """The folder that a checkpoint of one step (`FOLDER/checkpoints/STEP`) belongs to; any other is its own."""
+  folder = Path(folder)
+  return folder.parent.parent if folder.parent.name == "checkpoints" else folder
+
+
+def step_folder(path: Path | str) -> Path:
+  """`FOLDER/checkpoints/STEP` where `path` is it, or is `FOLDER/checkpoints/best` and that names it.
+
+  Raises:
+    UserError: it is neither.
+  """
+  path = Path(path)
+  if path.name == BEST and path.is_file():
+    path = path.with_name(path.read_text().strip())
+  if not (path.name.isdecimal() and path.is_dir()):
+    raise UserError(f"{path} is no checkpoint; {path.parent} has {sorted(_steps(path.parent))}")
+  return path
+
+
+def _steps(folder: Path) -> list[int]:
+  return [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+
+
 def is_checkpoint(folder: Path | str) -> bool:
-  """Whether `folder` is one of ours."""
-  return (Path(folder) / _FILE).is_file()
+  """Whether `folder` is one of ours, or a step of one."""
+  return (home(folder) / _FILE).is_file()
 
 
 def write_metadata(folder: Path, metadata: Metadata, hf_config: dict) -> None:

@@ -1,9 +1,10 @@
-"""Orbax checkpoints: `FOLDER/checkpoints/STEP/{params,optimizer,progress}`.
+"""Orbax checkpoints: `FOLDER/checkpoints/STEP/{params,training,progress}` and a manifest of every file's sha256.
 
-`params` alone is a model; the rest is what a run needs to go on. Saving is asynchronous and atomic: a step's folder
-appears whole or not at all.
+`params` alone is a model; the rest is what a run needs to go on. Saving is asynchronous. A step is complete once its
+manifest is there; what was cut off before that is no checkpoint.
 """
 
+import concurrent.futures
 import contextlib
 import shutil
 import tempfile
@@ -15,9 +16,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
 
+from fsb_jax.checkpoints import manifest
 from fsb_jax.checkpoints.layout import fits, resize
-from fsb_jax.checkpoints.metadata import Metadata, read_metadata, write_metadata
+from fsb_jax.checkpoints.metadata import BEST, Metadata, home, read_metadata, step_folder, write_metadata
 from fsb_jax.errors import UserError
 
 _TOKENIZER_FILES = (
@@ -34,6 +38,9 @@ _TOKENIZER_FILES = (
   "spm.model",
   "chat_template.jinja",
 )
+# What a checkpoint needs of the folder it lies in.
+_SHARED_FILES = ("metadata.json", "config.json", *_TOKENIZER_FILES)
+_DELETED = ".deleted"
 
 
 class CheckpointStore:
@@ -42,49 +49,109 @@ class CheckpointStore:
   Args:
     folder: holds `checkpoints/`; made if need be when something is saved.
     keep: how many of the newest to keep; None keeps all.
+    keep_every: also keep every step that is a multiple of this.
   """
 
-  def __init__(self, folder: Path | str, keep: int | None = None):
-    if keep is not None and (not isinstance(keep, int) or keep < 1):
-      raise UserError(f"KEEP_CHECKPOINTS must be a whole number above 0, or None for all, not {keep!r}")
-    self._manager = ocp.CheckpointManager(
-      Path(folder).absolute() / "checkpoints",
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-      item_handlers={
-        "params": ocp.StandardCheckpointHandler(),
-        "optimizer": ocp.StandardCheckpointHandler(),
-        "progress": ocp.JsonCheckpointHandler(),
-      },
-    )
+  def __init__(self, folder: Path | str, keep: int | None = None, keep_every: int | None = None):
+    for name, value in (("KEEP_CHECKPOINTS", keep), ("KEEP_EVERY", keep_every)):
+      if value is not None and (not isinstance(value, int) or value < 1):
+        raise UserError(f"{name} must be a whole number above 0 or None, not {value!r}")
     self.folder = Path(folder)
+    self._place = self.folder.absolute() / "checkpoints"
+    self._keep, self._keep_every = keep, keep_every
+    self._checkpointer = ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler(
+        params=ocp.StandardCheckpointHandler(),
+        training=ocp.StandardCheckpointHandler(),
+        progress=ocp.JsonCheckpointHandler(),
+      )
+    )
+    self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="seal")
+    self._saving: tuple[int, concurrent.futures.Future] | None = None
+    self._best: int | None = None
+
+  def steps(self) -> list[int]:
+    """The complete checkpoints, oldest first."""
+    numbered = [path for path in self._place.glob("*") if path.name.isdecimal()]
+    return sorted(int(path.name) for path in numbered if manifest.is_sealed(path))
 
   def latest_step(self) -> int | None:
     """The newest complete checkpoint, None where there is none."""
-    return self._manager.latest_step()
+    return max(self.steps(), default=None)
 
-  def save(self, step: int, params: Any, optimizer: Any = None, progress: Mapping | None = None) -> None:
-    """Starts saving arrays (unboxed trees) and a small JSON record under `step`."""
+  def clean(self) -> None:
+    """Removes what interrupted saves and deletions left; for the one run that writes here."""
+    for path in self._place.glob("*") if jax.process_index() == 0 else ():
+      if path.name.endswith(_DELETED) or ".orbax-checkpoint-tmp" in path.name:
+        shutil.rmtree(path)
+
+  def save(self, step: int, params: Any, training: Any = None, progress: Mapping | None = None) -> None:
+    """Starts saving arrays (unboxed trees) and a small JSON record under `step`, once the save before is done.
+
+    Raises:
+      UserError: a file could not be written; checkpoints that were complete before still are.
+    """
+    self.wait()
     items = {"params": ocp.args.StandardSave(params)}
-    if optimizer is not None:
-      items["optimizer"] = ocp.args.StandardSave(optimizer)
+    if training is not None:
+      items["training"] = ocp.args.StandardSave(training)
     if progress is not None:
       items["progress"] = ocp.args.JsonSave(dict(progress))
-    self._manager.save(step, args=ocp.args.Composite(**items))
+    with self._failures_told(step):
+      # Forced: a step of this number without a manifest is what a killed process left.
+      self._checkpointer.save(self._place / str(step), args=ocp.args.Composite(**items), force=True)
+    self._saving = step, self._worker.submit(self._finish, step)
 
   def wait(self) -> None:
-    """Returns when everything saved so far is on disk; raises what went wrong on the way."""
-    self._manager.wait_until_finished()
+    """Returns when everything saved so far is complete on disk; UserError where it could not be written."""
+    if self._saving is None:
+      return
+    step, saving = self._saving
+    self._saving = None
+    with self._failures_told(step):
+      saving.result()
+    self._prune()
 
   def close(self) -> None:
     """Waits, then lets go of the folder."""
-    self._manager.close()
+    self.wait()
+    self._worker.shutdown()
+    self._checkpointer.close()
+
+  def keep_best(self, step: int | None) -> None:
+    """Keeps `step`, whatever its age, and writes it into `checkpoints/best`."""
+    self._best = step
+    if step is not None and jax.process_index() == 0:
+      self._place.mkdir(parents=True, exist_ok=True)
+      temporary = self._place / f"{BEST}.tmp"
+      temporary.write_text(f"{step}\n")
+      temporary.replace(self._place / BEST)
+
+  def require_whole(self, step: int, items: tuple[str, ...] = ("params", "training", "progress")) -> None:
+    """UserError, naming the file, where one that belongs to `items` of `step` is not as it was written.
+
+    The message names the newest older checkpoint that is whole. Several processes share the reading.
+    """
+    others = {"params", "training", "progress"} - {*items}
+    problem = self._damage(step, lambda name: name.split("/")[0] not in others)
+    if problem is None:
+      return
+    older = next((each for each in reversed(self.steps()) if each < step and not self._damage(each)), None)
+    if older is not None:
+      advice = f"move {self._place / str(step)} away to use the newest whole one, step {older}"
+    else:
+      advice = (
+        "no older checkpoint here is whole, so restore the file from a copy (or, if you changed it yourself, call "
+        f"fsb_jax.checkpoints.reseal({str(self.folder)!r}))"
+      )
+    raise UserError(f"checkpoint of step {step} is damaged: {problem}; {advice}")
 
   def progress(self, step: int) -> dict:
     """The JSON record of `step`."""
-    return self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+    return self._read(step, progress=ocp.args.JsonRestore())["progress"]
 
   def restore(self, step: int, item: str, boxed: Any, shardings: Any) -> Any:
-    """Restores "params" or "optimizer" onto `shardings`.
+    """Restores "params" or "training" onto `shardings`.
 
     Args:
       step: a saved step.
@@ -99,7 +166,7 @@ class CheckpointStore:
       UserError: names every parameter that is missing, unknown or of another shape.
     """
     wanted = nn.meta.unbox(boxed)
-    saved = _shapes(self._manager.item_metadata(step)[item])
+    saved = _shapes(self._metadata(step, item))
     names = {path: getattr(leaf, "names", ()) for path, leaf in _leaves(boxed, boxed=True)}
     problems = [f"- {path} {leaf.shape}: missing" for path, leaf in _leaves(wanted) if path not in saved]
     problems += [f"+ {path} {shape}: unknown" for path, shape in saved.items() if path not in dict(_leaves(wanted))]
@@ -122,17 +189,78 @@ class CheckpointStore:
       wanted, shardings, replicated,
     )
     abstract = jax.tree_util.tree_map_with_path(template, wanted, placed)
-    restored = self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}))[item]
-    return jax.tree.map(
-      lambda array, leaf, sharding: jax.device_put(resize(array, leaf.shape), sharding),
-      restored, wanted, shardings,
-    )
+    restored = self._read(step, **{item: ocp.args.StandardRestore(abstract)})[item]
+
+    def fitted(array, leaf, sharding):
+      if array.shape == leaf.shape:
+        return array
+      return jax.jit(lambda x: resize(x, leaf.shape), out_shardings=sharding)(array)
+
+    return jax.tree.map(fitted, restored, wanted, shardings)
 
   def restore_params_to_host(self, step: int) -> Any:
     """The parameters of `step` as saved, as a nested dict of numpy arrays."""
-    metadata = self._manager.item_metadata(step)["params"]
+    metadata = self._metadata(step, "params")
     abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _tree(metadata))
-    return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))["params"]
+    return self._read(step, params=ocp.args.StandardRestore(abstract))["params"]
+
+  def _metadata(self, step: int, item: str) -> Any:
+    # Not the whole step's, which needs the files of all its items.
+    return ocp.StandardCheckpointHandler().metadata(epath.Path(self._place) / str(step) / item)
+
+  def _read(self, step: int, **items: Any) -> Any:
+    return self._checkpointer.restore(self._place / str(step), args=ocp.args.Composite(**items))
+
+  def _finish(self, step: int) -> None:
+    """Waits for Orbax and seals what it wrote; runs beside the training."""
+    self._checkpointer.wait_until_finished()
+    if jax.process_index() == 0:
+      self.seal(step)
+
+  def seal(self, step: int) -> None:
+    """Takes the files of `step` for good as they are now."""
+    shared = (self.folder.absolute() / name for name in _SHARED_FILES)
+    manifest.seal(self._place / str(step), [path for path in shared if path.is_file()])
+
+  def _prune(self) -> None:
+    """Deletes the checkpoints that no rule keeps."""
+    if self._keep is None or jax.process_index() != 0:
+      return
+    for step in self.steps()[: -self._keep]:
+      if step == self._best or (self._keep_every is not None and step % self._keep_every == 0):
+        continue
+      # Renamed first: a half deleted folder is never taken for a checkpoint.
+      path = self._place / str(step)
+      shutil.rmtree(path.rename(path.with_name(path.name + _DELETED)))
+
+  def _damage(self, step: int, wanted=lambda name: True) -> str | None:
+    """What is wrong with `step`, the same in every process."""
+    share = slice(jax.process_index(), None, jax.process_count())
+    problem = manifest.damage(self._place / str(step), wanted, share)
+    if jax.process_count() == 1:
+      return problem
+    found = multihost_utils.process_allgather(np.bool_(problem is not None))
+    if problem is None and found.any():
+      return f"process {found.argmax()} says which file of {self._place / str(step)}"
+    return problem
+
+  @contextlib.contextmanager
+  def _failures_told(self, step: int) -> Iterator[None]:
+    try:
+      yield
+    except jax.errors.JaxRuntimeError:
+      raise  # the machine's or another process's fault, not the disk's
+    except Exception as error:
+      reason = " ".join(str(error).split())[:300] or type(error).__name__
+      unfinished = [*self._place.glob(f"{step}.orbax-checkpoint-tmp*"), self._place / str(step)]
+      for path in unfinished:
+        if not manifest.is_sealed(path):
+          shutil.rmtree(path, ignore_errors=True)
+      kept = f"the checkpoints of steps {self.steps()} are whole" if self.steps() else "there is no checkpoint yet"
+      raise UserError(
+        f"the checkpoint of step {step} could not be written to {self._place} ({reason}); make room or choose another "
+        f"MODEL_DIR, then give the same command: {kept}"
+      ) from error
 
 
 def save_folder(
@@ -140,31 +268,53 @@ def save_folder(
 ) -> None:
   """Writes a model as a folder of ours; UserError where `folder` already holds something."""
   with new_folder(folder) as unfinished:
+    # The arrays last: their manifest covers the other files too.
+    copy_tokenizer(tokenizer_from, unfinished)
+    write_metadata(unfinished, metadata, hf_config)
     store = CheckpointStore(unfinished)
     store.save(0, params)
     store.close()
-    copy_tokenizer(tokenizer_from, unfinished)
-    write_metadata(unfinished, metadata, hf_config)
 
 
 def load_folder(folder: Path | str, step: int | None = None) -> tuple[Any, Metadata, dict]:
-  """Reads a folder of ours: parameters (nested dict of numpy arrays), metadata, Hub config."""
-  metadata, hf_config = read_metadata(folder)
+  """Reads a folder of ours.
+
+  Args:
+    folder: the folder; or one of its steps, `FOLDER/checkpoints/400` or `FOLDER/checkpoints/best`.
+    step: which step; the newest, or that of `folder`, if not given.
+
+  Returns:
+    Parameters (nested dict of numpy arrays), metadata, Hub config.
+
+  Raises:
+    UserError: there is no such step, or a file that belongs to it is not as it was written.
+  """
+  if home(folder) != Path(folder):
+    folder, step = home(folder), int(step_folder(folder).name)
   store = CheckpointStore(folder)
   step = existing_step(store, step)
+  store.require_whole(step, ("params",))
+  metadata, hf_config = read_metadata(folder)
   params = store.restore_params_to_host(step)
   store.close()
   return params, metadata, hf_config
 
 
+def reseal(folder: Path | str) -> None:
+  """Takes all complete checkpoints of a folder for good as they are, after a file was changed on purpose."""
+  store = CheckpointStore(folder)
+  for step in store.steps():
+    store.seal(step)
+
+
 def existing_step(store: CheckpointStore, step: int | None = None) -> int:
   """`step`, or the newest one; UserError where it does not exist."""
-  latest = store.latest_step()
-  if latest is None:
-    raise UserError(f"{store.folder} holds no complete checkpoint")
-  if step is not None and step not in store._manager.all_steps():
-    raise UserError(f"{store.folder} has no checkpoint of step {step}; it has {sorted(store._manager.all_steps())}")
-  return latest if step is None else step
+  steps = store.steps()
+  if not steps:
+    raise UserError(f"{store.folder} holds no complete checkpoint (each has a manifest.sha256)")
+  if step is not None and step not in steps:
+    raise UserError(f"{store.folder} has no checkpoint of step {step}; it has {steps}")
+  return steps[-1] if step is None else step
 
 
 @contextlib.contextmanager
@@ -194,7 +344,7 @@ def require_empty(folder: Path | str) -> None:
 def copy_tokenizer(source: Path | str | None, folder: Path) -> None:
   """Copies the tokenizer's files, as they are, from `source` where it has any."""
   for name in _TOKENIZER_FILES if source is not None else ():
-    path = Path(source) / name
+    path = home(source) / name
     if path.is_file() and path.resolve() != (folder / name).resolve():
       shutil.copyfile(path, folder / name)
 

@@ -1,6 +1,16 @@
 """Text to arrays and back: pure functions that need neither TensorFlow nor torch nor jax."""
 
+from fsb_jax.encodings.documents import encode_documents
+from fsb_jax.encodings.masking import IGNORED, mask_words
 from fsb_jax.encodings.pairs import encode_pairs
 from fsb_jax.encodings.tokenizer import bert_tokenizer_from_characters, load_tokenizer, save_tokenizer
 
-__all__ = ["bert_tokenizer_from_characters", "encode_pairs", "load_tokenizer", "save_tokenizer"]
+__all__ = [
+  "IGNORED",
+  "bert_tokenizer_from_characters",
+  "encode_documents",
+  "encode_pairs",
+  "load_tokenizer",
+  "mask_words",
+  "save_tokenizer",
+]

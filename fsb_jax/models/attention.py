@@ -11,6 +11,26 @@ from fsb_jax.models.layers import at_least_float32, dense
 from fsb_jax.models.masks import Mask
 
 
+@jax.custom_vjp
+def softmax(scores: jax.Array) -> jax.Array:
+  """Softmax over the last axis; of the forward pass it keeps its result alone."""
+  unnormalised = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+  return unnormalised / jnp.sum(unnormalised, axis=-1, keepdims=True)
+
+
+def _softmax_forward(scores):
+  probabilities = softmax.fun(scores)
+  return probabilities, probabilities
+
+
+def _softmax_backward(probabilities, gradient):
+  product = probabilities * gradient
+  return (product - probabilities * jnp.sum(product, axis=-1, keepdims=True),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
+
+
 def attend(
   query: jax.Array,
   key: jax.Array,
@@ -30,8 +50,10 @@ def attend(
     value: `[batch, key, heads, head_dim]`.
     mask: who sees whom.
     scale: multiplies the scores.
-    implementation: "auto", "reference", "xla" or "cudnn". "auto" takes `jax.nn.dot_product_attention` wherever it
-      computes the same function: it has no dropout, no float64 softmax and one way to fill masked scores.
+    implementation: "auto", "reference", "xla" or "cudnn". "auto" takes `jax.nn.dot_product_attention` for 16-bit
+      types, whose scores it makes in float32, wherever it computes the same function: it has no dropout, no float64
+      softmax and one way to fill masked scores. In float32 the reference does the same and keeps less for the backward
+      pass.
     dropout_rate: on the probabilities, where `dropout_rng` is given.
     dropout_rng: key of that dropout, None for none.
 
@@ -41,9 +63,9 @@ def attend(
   dropping = dropout_rng is not None and dropout_rate > 0
   if implementation == "auto":
     # On CPU jax.nn.dot_product_attention has no float16 either.
-    narrow = query.dtype == jnp.float16 and jax.default_backend() == "cpu"
-    same = query.dtype != jnp.float64 and not narrow and mask.fill == "finfo_min" and not dropping
-    implementation = "xla" if same else "reference"
+    lacking = query.dtype == jnp.float16 and jax.default_backend() == "cpu"
+    narrow = query.dtype.itemsize < 4 and not lacking
+    implementation = "xla" if narrow and mask.fill == "finfo_min" and not dropping else "reference"
   if implementation != "reference":
     if dropping or mask.fill != "finfo_min" or query.dtype == jnp.float64:
       raise ValueError(
@@ -58,7 +80,7 @@ def attend(
     return jax.nn.dot_product_attention(query, key, value, **masking, scale=scale, implementation=implementation)
   scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * scale
   scores = mask.apply(scores.astype(at_least_float32(scores.dtype)))
-  probabilities = mask.apply_to_probabilities(jax.nn.softmax(scores, axis=-1))
+  probabilities = mask.apply_to_probabilities(softmax(scores))
   if dropping:
     keep = jax.random.bernoulli(dropout_rng, 1.0 - dropout_rate, probabilities.shape)
     probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)

@@ -10,9 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+# In the backward pass recomputed from its argument: cheap, where autodiff would keep three arrays of the MLP's width.
+_gelu = jax.checkpoint(functools.partial(nn.gelu, approximate=False), prevent_cse=False)
+_gelu_new = jax.checkpoint(functools.partial(nn.gelu, approximate=True), prevent_cse=False)
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-  "gelu": functools.partial(nn.gelu, approximate=False),
-  "gelu_new": functools.partial(nn.gelu, approximate=True),
+  "gelu": _gelu,
+  "gelu_new": _gelu_new,
   "linear": lambda x: x,
   "relu": nn.relu,
   "silu": nn.silu,
@@ -30,6 +34,34 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
 def at_least_float32(dtype) -> jnp.dtype:
   """The dtype of norms, softmax and losses: float32, or float64 where the model runs in it."""
   return jnp.promote_types(dtype, jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def project(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
+  """Contracts the last `inputs` axes of `x` with the first ones of `kernel`: `[..., *inputs] -> [..., *features]`."""
+  contracted = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
+  return jax.lax.dot_general(x, kernel, (contracted, ((), ())))
+
+
+def _project_forward(x, kernel, inputs):
+  return project.fun(x, kernel, inputs), (x, kernel)
+
+
+def _project_backward(inputs, kept, gradient):
+  # Autodiff makes the kernel's gradient as the transpose of [*features, *inputs], contracting batch and length as two
+  # axes: on the CPU XLA then copies both operands. One axis of rows needs no copy, but would gather what a mesh splits.
+  x, kernel = kept
+  rows = x.ndim - inputs
+  features = tuple(range(rows, gradient.ndim)), tuple(range(inputs, kernel.ndim))
+  x_gradient = jax.lax.dot_general(gradient, kernel, (features, ((), ())))
+  if rows > 1 and jax.sharding.get_abstract_mesh().size <= 1:
+    x, gradient = x.reshape(-1, *x.shape[rows:]), gradient.reshape(-1, *gradient.shape[rows:])
+    rows = 1
+  contracted = tuple(range(rows))
+  return x_gradient, jax.lax.dot_general(x, gradient, ((contracted, contracted), ((), ())))
+
+
+project.defvjp(_project_forward, _project_backward)
 
 
 class Dense(nn.Module):
@@ -62,8 +94,7 @@ class Dense(nn.Module):
       x.shape[-self.inputs :] + self.features,
       self.param_dtype,
     )
-    contracted = tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs))
-    y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contracted, ((), ())))
+    y = project(x.astype(self.dtype), kernel.astype(self.dtype), self.inputs)
     if not self.use_bias:
       return y
     bias = self.param(
@@ -123,6 +154,71 @@ def mask_unused_rows(logits: jax.Array, used_rows: int) -> jax.Array:
   return jnp.where(jnp.arange(logits.shape[-1]) < used_rows, logits, -jnp.inf)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float, centre: bool) -> jax.Array:
+  """Divides the last axis by its standard deviation (`centre`) or root mean square, then scales and shifts it.
+
+  Args:
+    x: `[..., features]`.
+    scale: `[features]`.
+    bias: `[features]`, or None.
+    epsilon: added to the variance.
+    centre: first subtract the mean.
+  """
+  return _normalise_forward(x, scale, bias, epsilon, centre)[0]
+
+
+def _normalise_forward(x, scale, bias, epsilon, centre):
+  # The fast variance E[x²]-E[x]² cancels where the mean is large; the references subtract the mean first.
+  mean = jnp.mean(x, axis=-1, keepdims=True) if centre else jnp.zeros((), x.dtype)
+  inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True) + epsilon)
+  y = (x - mean) * inverse * scale
+  return y if bias is None else y + bias, (x, mean, inverse, scale, bias)
+
+
+def _normalise_backward(epsilon, centre, kept, gradient):
+  x, mean, inverse, scale, bias = kept
+  rows = tuple(range(x.ndim - 1))
+  unit = (x - mean) * inverse
+  inner = gradient * scale
+  away = unit * jnp.mean(inner * unit, axis=-1, keepdims=True)
+  if centre:
+    away += jnp.mean(inner, axis=-1, keepdims=True)
+  bias_gradient = None if bias is None else jnp.sum(gradient, axis=rows)
+  return inverse * (inner - away), jnp.sum(gradient * unit, axis=rows), bias_gradient
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+class Norm(nn.Module):
+  """Normalisation over the last axis; statistics are taken in at least float32.
+
+  Attributes:
+    centre: subtract the mean and add a bias (layer norm); otherwise neither (RMS norm).
+  """
+
+  epsilon: float
+  centre: bool
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `[..., features]` to the same shape."""
+
+    def parameter(name, initializer):
+      value = self.param(
+        name, nn.with_logical_partitioning(initializer, ("norm",)), x.shape[-1:], self.param_dtype
+      )
+      return value.astype(wide)
+
+    wide = at_least_float32(jnp.promote_types(x.dtype, self.param_dtype))
+    scale = parameter("scale", nn.initializers.ones_init())
+    bias = parameter("bias", nn.initializers.zeros_init()) if self.centre else None
+    return normalise(x.astype(wide), scale, bias, self.epsilon, self.centre).astype(self.dtype)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NormSpec:
   """Kind and epsilon of a normalisation; calling it makes the module."""
@@ -130,15 +226,9 @@ class NormSpec:
   kind: Literal["layer", "rms"] = "layer"
   epsilon: float = 1e-12
 
-  def __call__(self, name: str, run) -> nn.Module:
-    """The module called `name`; statistics are taken in at least float32."""
-    scale = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
-    common = dict(epsilon=self.epsilon, dtype=run.dtype, param_dtype=run.param_dtype, scale_init=scale, name=name)
-    if self.kind == "rms":
-      return nn.RMSNorm(**common, use_fast_variance=False)
-    bias = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
-    # The fast variance E[x²]-E[x]² cancels where the mean is large; the references subtract the mean first.
-    return nn.LayerNorm(**common, bias_init=bias, use_fast_variance=False)
+  def __call__(self, name: str, run) -> Norm:
+    """The module called `name`."""
+    return Norm(self.epsilon, self.kind == "layer", dtype=run.dtype, param_dtype=run.param_dtype, name=name)
 
 
 class Mlp(nn.Module):

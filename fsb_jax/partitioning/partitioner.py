@@ -34,8 +34,6 @@ class Partitioner:
       if unknown:
         raise UserError(f"mesh has no axis {sorted(unknown)[0]!r}; there are data, fsdp, tensor, sequence")
       mesh = make_mesh(**(mesh or {}))
-    if jax.process_count() > 1:
-      _require_whole_rows_on_each_host(mesh)
     self.mesh = mesh
     self.rules = merge_rules(rules)
 
@@ -91,15 +89,44 @@ class Partitioner:
     """The sharding of what every device holds whole."""
     return NamedSharding(self.mesh, PartitionSpec())
 
+  def host_rows(self, batch_size: int) -> np.ndarray:
+    """Which rows of a batch this process's devices hold, ascending; processes that split rows hold the same ones."""
+    sharding = NamedSharding(self.mesh, partition_spec(_BATCH_NAMES[:1], self.rules))
+    parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
   def shard_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This host's rows of a batch as global arrays: the first axis is the batch, the last of several the length."""
+    """This process's `host_rows` of a batch as global arrays.
+
+    The first axis of every array is the batch, the last of several the length.
+    """
 
     def one(array):
       names = (_BATCH_NAMES[0], *(None,) * (array.ndim - 2), *_BATCH_NAMES[1:])[: array.ndim]
       sharding = NamedSharding(self.mesh, partition_spec(names, self.rules))
-      return jax.make_array_from_process_local_data(sharding, array)
+      if jax.process_count() == 1:
+        return jax.device_put(array, sharding)
+      size = len(array) * self.batch_multiple // len(self.host_rows(self.batch_multiple))
+      rows = self.host_rows(size)
+
+      def part(index):
+        here = slice(*np.searchsorted(rows, index[0].indices(size)[:2]))
+        return array[here, *index[1:]]
+
+      return jax.make_array_from_callback((size, *array.shape[1:]), sharding, part)
 
     return {name: one(array) for name, array in batch.items()}
+
+  def put(self, tree: Any, shardings: Any) -> Any:
+    """Host arrays that every process has whole as global arrays on `shardings`."""
+
+    def one(array, sharding):
+      if jax.process_count() == 1:
+        return jax.device_put(array, sharding)
+      array = np.asarray(array)
+      return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(one, tree, shardings)
 
   @contextlib.contextmanager
   def context(self):
@@ -139,13 +166,6 @@ class Partitioner:
     table.add_section()
     table.add_row("total", "", "", "", f"{total:,}")
     return table
-
-
-def _require_whole_rows_on_each_host(mesh: Mesh) -> None:
-  """UserError where a row of the batch is split between hosts: each host serves whole rows of its own."""
-  for replica in mesh.devices.reshape(-1, mesh.shape["tensor"] * mesh.shape["sequence"]):
-    if len({device.process_index for device in replica}) > 1:
-      raise UserError("tensor and sequence must fit on one host's devices; use data and fsdp between hosts")
 
 
 def _leaves(tree: Any) -> list[tuple[str, Any]]:

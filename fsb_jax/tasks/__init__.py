@@ -1,17 +1,19 @@
-"""SeqIO tasks: what is classified, where its rows come from, its labels and its metric.
+"""SeqIO tasks: the texts, where they come from, and for classification their labels and metric.
 
 Listing and describing tasks needs no TensorFlow; `register` imports it.
 """
 
 from fsb_jax.tasks.jieba_lexicon import lexicon_characters
 from fsb_jax.tasks.metrics import accuracy, predicted_labels
+from fsb_jax.tasks.plain_text import plain_text_task
 from fsb_jax.tasks.registry import MIXTURES, TaskInfo, declare, info, names
 from fsb_jax.tasks.tables import table_task
-from fsb_jax.tasks.text_task import NO_LABEL, Split, TextTask
+from fsb_jax.tasks.text_task import NO_LABEL, PlainTextTask, Split, TextTask
 
 __all__ = [
   "MIXTURES",
   "NO_LABEL",
+  "PlainTextTask",
   "Split",
   "TaskInfo",
   "TextTask",
@@ -20,6 +22,7 @@ __all__ = [
   "info",
   "lexicon_characters",
   "names",
+  "plain_text_task",
   "predicted_labels",
   "register",
   "table_task",

@@ -29,6 +29,12 @@ class DataFile:
   def __str__(self) -> str:
     return f"{self.path}!{self.member}" if self.member else str(self.path)
 
+  @property
+  def suffix(self) -> str:
+    """The suffix of its name in lower case, a last .gz left out: `.tsv` of `train.tsv.gz`."""
+    path = Path(self.member or self.path)
+    return Path(path.stem if path.suffix == ".gz" else path).suffix.lower()
+
   @contextlib.contextmanager
   def open(self) -> Iterator[io.BufferedIOBase]:
     """Opens it for reading bytes; a damaged archive is a UserError that names it."""
@@ -100,7 +106,7 @@ def read_table(file: DataFile) -> Iterator[Row]:
 
   CSV follows the usual quoting. TSV has none: a quotation mark there is text, as in most Chinese corpora.
   """
-  suffix = Path(file.path.stem if file.path.suffix == ".gz" else file.path).suffix.lower()
+  suffix = file.suffix
   if suffix in (".json", ".jsonl"):
     yield from read_json_lines(file)
     return
@@ -130,6 +136,44 @@ def read_table(file: DataFile) -> Iterator[Row]:
       raise UserError(f"{file}, line {reader.line_num}: not valid {suffix[1:].upper()} ({error}).") from error
     except UnicodeDecodeError as error:
       raise UserError(f"{file}, after line {reader.line_num}: not UTF-8 ({error}).") from error
+
+
+def read_documents(file: DataFile, text_field: str, blocks: bool) -> Iterator[Row]:
+  """Yields the documents of a text or JSON-lines file as `{text_field: ...}`, one at a time.
+
+  Args:
+    file: a .txt, .json or .jsonl file; any of them may end in .gz.
+    text_field: the field of a JSON line that holds the document.
+    blocks: of a text file, True takes the lines up to a blank one for a document, False every line for one.
+
+  Raises:
+    UserError: another kind of file, or a malformed line.
+  """
+  if file.suffix in (".json", ".jsonl"):
+    yield from read_json_lines(file)
+    return
+  if file.suffix != ".txt":
+    raise UserError(f"{file}: text is read from a .txt, .json or .jsonl file, or one of these with .gz.")
+  begin, lines = "", []
+  for where, line in _text_lines(file):
+    if line.strip():
+      begin = begin if lines else where
+      lines.append(line)
+    if lines and not (blocks and line.strip()):
+      yield begin, {text_field: "\n".join(lines)}
+      lines = []
+  if lines:
+    yield begin, {text_field: "\n".join(lines)}
+
+
+def _text_lines(file: DataFile) -> Iterator[tuple[str, str]]:
+  with file.open() as handle:
+    for number, line in enumerate(handle, 1):
+      where = f"{file}, line {number}"
+      try:
+        yield where, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+      except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 ({error}).") from error
 
 
 def _members(archive: Path) -> list[str]:

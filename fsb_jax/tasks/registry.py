@@ -3,11 +3,13 @@
 import dataclasses
 
 from fsb_jax.errors import UserError
-from fsb_jax.tasks import clue, jieba_lexicon
-from fsb_jax.tasks.text_task import TextTask
+from fsb_jax.tasks import clue, hfl, jieba_lexicon
+from fsb_jax.tasks.text_task import PlainTextTask, TextTask
 
-_BUILT_IN = {task.name: task for task in (*clue.TASKS, jieba_lexicon.TASK)}
-_DECLARED: dict[str, TextTask] = {}
+Task = TextTask | PlainTextTask
+
+_BUILT_IN = {task.name: task for task in (*clue.TASKS, *hfl.TASKS, jieba_lexicon.TASK)}
+_DECLARED: dict[str, Task] = {}
 
 # A mixture is one classification head over the labels of all its tasks, side by side.
 MIXTURES = {"clue_classification": ("tnews", "afqmc", "ocnli", "iflytek")}
@@ -19,11 +21,13 @@ class TaskInfo:
 
   Attributes:
     name: the task's name.
-    label_names: names of all outputs of the head; for a mixture and its members `task/label` of every member.
+    label_names: names of all outputs of the head; for a mixture and its members `task/label` of every member; none for
+      plain text.
     label_slice: `(start, stop)`, the task's own outputs among them: predictions are the argmax inside.
     has_pair: whether its examples have a second text.
     members: for a mixture, the names of its tasks.
     summary: what is classified, in a few words.
+    head: the head it trains: sequence_classification, or masked_lm for plain text.
   """
 
   name: str
@@ -32,16 +36,19 @@ class TaskInfo:
   has_pair: bool
   summary: str
   members: tuple[str, ...] = ()
+  head: str = TextTask.head
 
   def describe(self) -> str:
     """One line for people."""
+    if self.head == "masked_lm":
+      return f"{self.name}: {self.summary}; plain text, for masked language modelling"
     start, stop = self.label_slice
     texts = "pairs of texts" if self.has_pair else "single texts"
     shown = ", ".join(self.label_names[start : min(stop, start + 5)]) + (", ..." if stop - start > 5 else "")
     return f"{self.name}: {self.summary}; {texts}; {stop - start} labels: {shown}"
 
 
-def declare(task: TextTask) -> TextTask:
+def declare(task: Task) -> Task:
   """Makes a task known by its name; a task declared before under the same name is replaced.
 
   Raises:
@@ -53,7 +60,7 @@ def declare(task: TextTask) -> TextTask:
   return task
 
 
-def known_tasks() -> dict[str, TextTask]:
+def known_tasks() -> dict[str, Task]:
   """The known tasks by name, those that come with the package first."""
   return {**_BUILT_IN, **_DECLARED}
 
@@ -78,7 +85,9 @@ def info(name: str) -> TaskInfo:
   tasks = known_tasks()
   if name in tasks:
     task = tasks[name]
-    return TaskInfo(name, task.label_names, (0, len(task.label_names)), task.has_pair, task.summary)
+    return TaskInfo(
+      name, task.label_names, (0, len(task.label_names)), task.has_pair, task.summary, head=task.head
+    )
   mixture = name.split(".")[0]
   if mixture not in MIXTURES or name not in (mixture, *mixture_members(mixture)):
     raise UserError(f"There is no task {name!r}; the known ones are {', '.join(names())}.")

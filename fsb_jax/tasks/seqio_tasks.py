@@ -2,33 +2,42 @@
 
 import functools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import seqio
 import tensorflow as tf
 
 from fsb_jax.tasks import metrics
 from fsb_jax.tasks.files import data_directory
-from fsb_jax.tasks.preprocessors import EncodePair
-from fsb_jax.tasks.registry import MIXTURES, TaskInfo, info, known_tasks, mixture_members
-from fsb_jax.tasks.text_task import Split, TextTask, load_split
+from fsb_jax.tasks.preprocessors import EncodeDocument, EncodePair
+from fsb_jax.tasks.registry import MIXTURES, Task, TaskInfo, info, known_tasks, mixture_members
+from fsb_jax.tasks.text_task import TextTask, load_split
 from fsb_jax.tasks.vocabularies import TokenizerVocabulary
 
 tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all of its memory
 
+_SHUFFLED_DOCUMENTS = 10_000  # how many are held in memory to shuffle
+
 
 class TaskSource(seqio.DataSource):
-  """The raw examples of a task: `id` int32, `text` and `text_pair` strings, `label` int32."""
+  """The raw examples of a task: `id` int32, `text` and `text_pair` strings, `label` int32; documents have no label."""
 
-  def __init__(self, task: TextTask, data_dir: Path | None):
+  def __init__(self, task: Task, data_dir: Path | None):
     super().__init__(splits=task.splits)
     self._task = task
     self._data_dir = data_dir
 
-  def load(self, split: str) -> Split:
-    """The rows of a split, in the order of their file."""
-    return load_split(self._task, split, self._data_dir)
+  def examples(self, split: str) -> Iterable[dict]:
+    """The raw examples of a split, in the order of their files; documents are read as they are asked for."""
+    if isinstance(self._task, TextTask):
+      return load_split(self._task, split, self._data_dir).examples
+    rows = self._task.read(split, self._data_dir)
+    return ({"id": number, **fields} for number, (_, fields) in enumerate(rows))
+
+  def fields(self, split: str) -> list[dict] | None:
+    """The fields of every example as published; None for documents."""
+    return load_split(self._task, split, self._data_dir).fields if isinstance(self._task, TextTask) else None
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
@@ -36,21 +45,25 @@ class TaskSource(seqio.DataSource):
     return True
 
   def num_input_examples(self, split: str) -> int:
-    """How many examples the split has."""
-    return len(self.load(split).examples)
+    """How many examples the split has; documents are counted by reading them."""
+    return sum(1 for _ in self.examples(split))
 
   def list_shards(self, split: str) -> list[str]:
-    """One name, the split's: it is one file."""
+    """One name, the split's: its files are read as one."""
     return [split]
 
   def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, **unused) -> tf.data.Dataset:
     """The raw examples as a dataset; see `seqio.DataSource`."""
-    examples = self.load(split).examples
-    dtypes = {"id": np.int32, "text": object, "text_pair": object, "label": np.int32}
-    columns = {name: np.array([each[name] for each in examples], dtypes[name]) for name in examples[0]}
-    dataset = tf.data.Dataset.from_tensor_slices(columns)
+    types = {"id": tf.int32, "text": tf.string, "text_pair": tf.string, "label": tf.int32}
+    names = ["id", "text"]
+    if isinstance(self._task, TextTask):
+      names += ["text_pair", "label"] if self._task.has_pair else ["label"]
+    dataset = tf.data.Dataset.from_generator(
+      lambda: self.examples(split), output_signature={name: tf.TensorSpec([], types[name]) for name in names}
+    )
     if shuffle:
-      dataset = dataset.shuffle(len(examples), seed=seed)
+      examples = self.examples(split)
+      dataset = dataset.shuffle(len(examples) if isinstance(examples, list) else _SHUFFLED_DOCUMENTS, seed=seed)
     if shard_info and shard_info.num_shards > 1:
       dataset = dataset.shard(shard_info.num_shards, shard_info.index)
     return dataset
@@ -83,21 +96,28 @@ def register(tokenizer, data_dir: str | os.PathLike | None = None) -> None:
     )
 
 
-def _register_task(task_info: TaskInfo, task: TextTask, vocabulary: TokenizerVocabulary, data_dir: Path | None) -> None:
+def _register_task(task_info: TaskInfo, task: Task, vocabulary: TokenizerVocabulary, data_dir: Path | None) -> None:
   tokens = seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32)
-  labels = seqio.PassThroughVocabulary(len(task_info.label_names))
+  if isinstance(task, TextTask):
+    encode = EncodePair(vocabulary, label_offset=task_info.label_slice[0])
+    labels = seqio.PassThroughVocabulary(len(task_info.label_names))
+    targets = {"label": seqio.Feature(labels, add_eos=False, dtype=tf.int32, rank=0)}
+    scoring = {
+      "postprocess_fn": functools.partial(_label_of, label_slice=task_info.label_slice),
+      "metric_fns": [metrics.accuracy],
+    }
+  else:
+    # Hidden words are drawn by whoever serves the rows: anew in every epoch.
+    encode = EncodeDocument(vocabulary, whole_words=task.whole_words)
+    targets = {"word_ids": seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.int32)}
+    scoring = {}
   seqio.TaskRegistry.remove(task_info.name)
   seqio.TaskRegistry.add(
     task_info.name,
     source=TaskSource(task, data_dir),
-    preprocessors=[EncodePair(vocabulary, label_offset=task_info.label_slice[0])],
-    output_features={
-      "input_ids": tokens,
-      "token_type_ids": tokens,
-      "label": seqio.Feature(labels, add_eos=False, dtype=tf.int32, rank=0),
-    },
-    postprocess_fn=functools.partial(_label_of, label_slice=task_info.label_slice),
-    metric_fns=[metrics.accuracy],
+    preprocessors=[encode],
+    output_features={"input_ids": tokens, "token_type_ids": tokens, **targets},
+    **scoring,
   )
 
 

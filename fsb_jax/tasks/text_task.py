@@ -1,9 +1,9 @@
-"""What a text classification task is, before any tokenizer: its texts, its labels, where its rows come from."""
+"""What a task is, before any tokenizer: its texts, its labels if it has any, where its rows come from."""
 
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from fsb_jax.errors import UserError
@@ -37,6 +37,7 @@ class TextTask:
     has_pair: whether an example has a second text.
     splits: names of the splits.
     read: `(split, data_dir) -> Split`.
+    head: the head of a model that it trains.
   """
 
   name: str
@@ -46,14 +47,48 @@ class TextTask:
   splits: tuple[str, ...]
   read: Callable[[str, Path | None], Split]
 
+  head = "sequence_classification"
+
   def __post_init__(self):
-    if not re.fullmatch(r"[\w.]+", self.name):
-      raise UserError(f"A task's name has letters, digits, _ and . only, not {self.name!r}.")
+    require_task_name(self.name)
     if not self.label_names:
       raise UserError(f"Task {self.name} needs at least one label name.")
     repeated = [name for name in self.label_names if self.label_names.count(name) > 1]
     if repeated:
       raise UserError(f"Task {self.name}: label name {repeated[0]!r} is listed twice.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainTextTask:
+  """Documents whose hidden words a model learns to find.
+
+  Attributes:
+    name: the task's name, under which it is registered.
+    summary: what the documents are, in a few words.
+    splits: names of the splits.
+    whole_words: whether all pieces of a word are hidden together.
+    read: `(split, data_dir)` -> where each document stands and `{"text": ...}`, read as it is asked for.
+    head: the head of a model that it trains.
+  """
+
+  name: str
+  summary: str
+  splits: tuple[str, ...]
+  whole_words: bool
+  read: Callable[[str, Path | None], Iterator[Row]]
+
+  head = "masked_lm"
+  label_names = ()
+  has_pair = False
+
+  def __post_init__(self):
+    require_task_name(self.name)
+
+
+def require_task_name(name: str) -> None:
+  """UserError where SeqIO would not take the name."""
+  if not re.fullmatch(r"[\w.]+", name):
+    raise UserError(f"A task's name has letters, digits, _ and . only, not {name!r}.")
 
 
 @functools.lru_cache(maxsize=32)
@@ -108,9 +143,9 @@ def make_split(
       label = label_ids[label_text]
     published = fields.get(id_column)
     row_id = published if type(published) is int and abs(published) < 2**31 else number
-    example = {"id": row_id, "text": _text(where, fields, text_column)}
+    example = {"id": row_id, "text": text_of(where, fields, text_column)}
     if text_pair_column:
-      example["text_pair"] = _text(where, fields, text_pair_column)
+      example["text_pair"] = text_of(where, fields, text_pair_column)
     example["label"] = label
     examples.append(example)
     kept_fields.append(fields)
@@ -125,13 +160,8 @@ def label_of(where: str, fields: dict, name: str) -> str:
   return str(value)
 
 
-def _field(where: str, fields: dict, name: str):
-  if name not in fields:
-    raise UserError(f"{where}: no field {name!r}; it has {', '.join(map(str, fields))}.")
-  return fields[name]
-
-
-def _text(where: str, fields: dict, name: str) -> str:
+def text_of(where: str, fields: dict, name: str) -> str:
+  """A row's text; UserError where it is none or not valid Unicode."""
   value = _field(where, fields, name)
   if not isinstance(value, str):
     raise UserError(f"{where}: field {name!r} must be text, not {type(value).__name__}.")
@@ -140,3 +170,9 @@ def _text(where: str, fields: dict, name: str) -> str:
   except UnicodeEncodeError as error:  # JSON can escape half a character
     raise UserError(f"{where}: field {name!r} is not valid Unicode ({error}).") from error
   return value
+
+
+def _field(where: str, fields: dict, name: str):
+  if name not in fields:
+    raise UserError(f"{where}: no field {name!r}; it has {', '.join(map(str, fields))}.")
+  return fields[name]

@@ -1,43 +1,37 @@
-"""Batches of text classification examples, as a pure function of (seed, epoch, step)."""
+"""Batches of a task's examples, as a pure function of (seed, epoch, step)."""
 
-import dataclasses
-import logging
+import functools
+import hashlib
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fsb_jax import tasks
+from fsb_jax.encodings import IGNORED
 from fsb_jax.errors import UserError
-
-_EDGE_MULTIPLE = 8
-_FILLING = -1
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-  """An epoch's batches: `rows` int32 `[steps, batch]`, example or `_FILLING`; `buckets` `[steps]`, which bucket."""
-
-  rows: np.ndarray
-  buckets: np.ndarray
+from fsb_jax.training.batching import FILLING, Batching, bucket_lengths
+from fsb_jax.training.examples import read_examples
 
 
 class Loader:
   """Serves a split of a task in batches of a few fixed shapes.
 
-  The examples are tokenised once, in memory. Order, buckets and every host's rows are pure functions of
-  (seed, epoch, step), so a run resumes at once, on the same batch, on any number of hosts. Training (`shuffle=True`)
-  draws a new order each epoch; a mixture's tasks then contribute by the mixture's rates (proportional rates: each
-  example once). Evaluation (`shuffle=False`) serves each example once, shortest bucket first.
+  The examples are tokenised once, in memory. Order, buckets and hidden words are pure functions of (seed, epoch, step),
+  so a run resumes at once, on the same batch, on any number of hosts. Training (`shuffle=True`) draws a new order each
+  epoch; a mixture's tasks then contribute by the mixture's rates (proportional rates: each example once). Evaluation
+  (`shuffle=False`) serves each example once, shortest bucket first, in every epoch as in epoch 0.
 
-  A batch is filled from one bucket of lengths; what is left of a bucket moves up to the next longer one, and the one
-  batch that stays short is filled with copies of its first row at weight 0 (never rows of padding alone, over which
-  attention has no defined answer).
+  The one batch of an epoch that may stay short is filled with copies of its first row at weight 0 (never rows of
+  padding alone, over which attention has no defined answer).
 
   Attributes:
-    label_names: names of the head's outputs.
+    head: the head that the task trains: sequence_classification or masked_lm.
+    label_names: names of the head's outputs; none for masked_lm.
     label_slice: `(start, stop)`, the task's own outputs among them.
     num_examples: how many examples the split has.
+    batch_size: examples in a batch, over all hosts.
     buckets: the lengths that batches may have, ascending.
+    waited: seconds that whoever takes the batches has waited for them so far.
   """
 
   def __init__(
@@ -52,279 +46,150 @@ class Loader:
     shuffle: bool,
     buckets: int | Sequence[int] = 4,
     data_dir: str | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
   ):
     """Reads and tokenises the split.
 
     Args:
       task_name: a known task or mixture (`fsb_jax.tasks.names()`), or any task or mixture in SeqIO's registry that
-        gives `input_ids` and `label`.
+        gives `input_ids` and `label`, or `input_ids` and `word_ids`.
       split: train, validation or test.
       tokenizer: the checkpoint's tokenizer.
-      max_length: longest row in tokens; longer texts are cut.
+      max_length: longest row in tokens; longer texts are cut, longer documents cut into several rows.
       batch_size: examples in a batch, over all hosts, the same in every bucket.
-      seed: of the order of examples and batches.
+      seed: of the order of examples and batches, and of what is hidden in them.
       shuffle: True for training, False for evaluation.
       buckets: how many lengths to choose (multiples of 8, as little padding as possible), or the lengths themselves.
       data_dir: where the published files lie; FSB_DATA_DIR where it is None.
-      process_index: this host's number; it gets rows `[i * batch_size / n, (i + 1) * batch_size / n)` of each batch.
-      process_count: number of hosts, n.
+      rows: which rows of each batch this host serves, in this order; all where it is None.
 
     Raises:
       UserError: an argument does not fit, or the task's files are missing or malformed.
     """
-    if batch_size < 1 or process_count < 1 or batch_size % process_count:
-      raise UserError(f"batch_size {batch_size} must be a positive multiple of the number of hosts, {process_count}.")
-    if not 0 <= process_index < process_count:
-      raise UserError(f"process_index {process_index} is outside 0..{process_count - 1}.")
+    if batch_size < 1:
+      raise UserError(f"batch_size {batch_size} must be at least 1.")
     if seed < 0:
       raise UserError(f"seed {seed} must not be negative.")
+    self._rows = np.arange(batch_size) if rows is None else np.array(rows, np.int64)
+    if not len(self._rows) or self._rows.min() < 0 or self._rows.max() >= batch_size:
+      raise UserError(f"rows {list(rows)} must be some of a batch's rows, 0 to {batch_size - 1}.")
     self.batch_size = batch_size
     self._seed = seed
     self._shuffle = shuffle
-    self._host_rows = slice(
-      process_index * batch_size // process_count, (process_index + 1) * batch_size // process_count
+    self._tokenizer = tokenizer
+    self._padding = {
+      "input_ids": tokenizer.pad_token_id or 0, "token_type_ids": tokenizer.pad_token_type_id, "word_ids": -1
+    }
+    self._examples = read_examples(
+      task_name, split, tokenizer, max_length, seed=seed, by_rates=shuffle, data_dir=data_dir
     )
-    self._pad_id = tokenizer.pad_token_id or 0
-    self._pad_type_id = tokenizer.pad_token_type_id
+    question, lengths = self._examples.question, self._examples.tokens.lengths
+    self.head, self.label_names, self.label_slice = question.head, question.label_names, question.label_slice
+    self.num_examples = len(lengths)
+    self.buckets = bucket_lengths(buckets, lengths, max_length)
+    self._batching = Batching(
+      lengths, self.buckets, batch_size,
+      shuffle=shuffle, seed=seed, member_sizes=self._examples.sizes, member_counts=self._examples.counts,
+    )
+    self.waited = 0.0
 
-    provider, members = _seqio_members(task_name, split, tokenizer, data_dir)
-    self.label_names, self.label_slice = _labels(task_name, members)
-    columns, self._raw = [], []
-    for task in members:
-      encoded, fields = _encode(task, split, tokenizer, max_length)
-      columns.append(encoded)
-      self._raw.append(fields)
-    self._lengths = np.array([len(row) for encoded in columns for row in encoded["input_ids"]], np.int64)
-    self._offsets = np.concatenate([[0], np.cumsum(self._lengths)])
-    self._input_ids = np.concatenate([row for encoded in columns for row in encoded["input_ids"]])
-    self._token_type_ids = np.concatenate([row for encoded in columns for row in encoded["token_type_ids"]])
-    self._labels = np.concatenate([encoded["label"] for encoded in columns])
-    self.num_examples = len(self._lengths)
-
-    sizes = np.array([len(fields) for fields in self._raw])
-    self._starts = np.concatenate([[0], np.cumsum(sizes)])
-    self._counts = sizes
-    if shuffle and len(members) > 1:
-      rates = np.array([provider.get_rate(task) for task in members], np.float64)
-      self._counts = np.round(self.num_examples * rates / rates.sum()).astype(np.int64)
-    self.buckets = _buckets(buckets, self._lengths, max_length)
-    self._last_plan: tuple[int, _Plan] | None = None
+  @functools.cached_property
+  def digest(self) -> str:
+    """sha256 of everything that decides the batches; hosts with the same digest serve parts of the same batches."""
+    examples = self._examples
+    settings = (
+      self.head, self.label_names, self.label_slice, self.buckets, examples.sizes, examples.counts, self._seed,
+      self.batch_size, self._shuffle, self._padding,
+    )
+    found = hashlib.sha256(repr(settings).encode())
+    arrays = {"lengths": examples.tokens.lengths, **examples.tokens.features, **examples.question.arrays()}
+    for name, array in arrays.items():
+      found.update(f"{name} {array.dtype} {array.shape}".encode())
+      found.update(np.ascontiguousarray(array))
+    return found.hexdigest()
 
   def raw(self, index: int) -> dict:
-    """The fields of an example as published; `index` is one of a batch's `example_ids`."""
+    """The fields of an example as published, or the text of a document's row; `index` is one of `example_ids`."""
     if not 0 <= index < self.num_examples:
       raise UserError(f"Example {index} is outside 0..{self.num_examples - 1}.")
-    member = int(np.searchsorted(self._starts, index, side="right")) - 1
-    return self._raw[member][index - int(self._starts[member])]
+    starts = np.cumsum([0, *self._examples.sizes])
+    member = int(np.searchsorted(starts, index, side="right")) - 1
+    fields = self._examples.fields[member]
+    if fields is None:
+      return {"text": self._tokenizer.decode(self._examples.tokens.row("input_ids", index), skip_special_tokens=True)}
+    return fields[index - int(starts[member])]
 
-  def steps_per_epoch(self, epoch: int = 0) -> int:
+  def steps_per_epoch(self) -> int:
     """Number of batches in an epoch; it is the same in every epoch."""
-    del epoch
-    return -(-int(self._counts.sum()) // self.batch_size)
+    return self._batching.steps
+
+  def example_ids(self, epoch: int, step: int) -> np.ndarray:
+    """The examples of a batch, over all hosts: int32 `[batch]`, -1 for filling rows."""
+    self._require_step(epoch, step, self.steps_per_epoch() - 1)
+    return self._batching.plan(epoch).rows[step].copy()
 
   def batches(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Iterates over this host's part of an epoch's batches, from `start_step` on; threads prepare them ahead.
 
     Each batch has `input_ids`, `attention_mask`, `token_type_ids` int32 `[batch, length]` with one of `buckets` as
-    length, `labels` int32 `[batch]` (-1 in a split without labels), `weights` float32 `[batch]` (0 for filling rows)
-    and `example_ids` int32 `[batch]` (-1 for filling rows).
+    length, `weights` float32 `[batch]` (0 for filling rows), `example_ids` int32 `[batch]` (-1 for filling rows), and
+    `labels`: for sequence_classification int32 `[batch]` (-1 in a split without labels), for masked_lm int32
+    `[batch, length]` (-100 where no word is hidden); -100 in filling rows.
     """
+    steps = self.steps_per_epoch()
+    self._require_step(epoch, start_step, steps)
+    return self.stream(epoch * steps + start_step, (epoch + 1) * steps)
+
+  def stream(self, first_step: int, last_step: int) -> Iterator[dict[str, np.ndarray]]:
+    """Iterates over the batches of steps `first_step` to `last_step` (exclusive), counted over epochs.
+
+    An epoch's order is drawn while the one before is being served.
+    """
+    if not 0 <= first_step <= last_step:
+      raise UserError(f"Steps {first_step} to {last_step} are no steps of a run.")
+    return self._serve(first_step, last_step)
+
+  def _serve(self, first_step: int, last_step: int) -> Iterator[dict[str, np.ndarray]]:
+    if first_step == last_step:
+      return
     import grain
 
-    plan = self._plan(epoch)
-    steps = len(plan.rows)
-    if not 0 <= start_step <= steps:
-      raise UserError(f"Step {start_step} is outside epoch {epoch}, which has {steps} steps.")
-    if start_step == steps:
-      return iter(())
-    served = grain.MapDataset.range(start_step, steps).map(lambda step: self._batch(plan, int(step)))
-    return iter(served.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+    steps = self.steps_per_epoch()
+
+    def make(step) -> dict[str, np.ndarray]:
+      epoch, step_of_epoch = divmod(int(step), steps)
+      plan = self._batching.plan(epoch)
+      if (epoch + 1) * steps < last_step:
+        self._batching.prepare(epoch + 1)
+      return self._batch(plan.rows[step_of_epoch], self.buckets[plan.buckets[step_of_epoch]], epoch)
+
+    served = grain.MapDataset.range(first_step, last_step).map(make)
+    ready = iter(served.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+    while True:
+      since = time.monotonic()
+      batch = next(ready, None)
+      self.waited += time.monotonic() - since
+      if batch is None:
+        return
+      yield batch
 
   def real_token_share(self, epoch: int = 0) -> float:
     """Share of an epoch's batch positions that hold a real token; the rest is padding and filling rows."""
-    plan = self._plan(epoch)
-    tokens = self._lengths[plan.rows[plan.rows != _FILLING]].sum()
+    plan = self._batching.plan(epoch)
+    tokens = self._examples.tokens.lengths[plan.rows[plan.rows != FILLING]].sum()
     return float(tokens / (np.array(self.buckets)[plan.buckets].sum() * self.batch_size))
 
-  def _batch(self, plan: _Plan, step: int) -> dict[str, np.ndarray]:
-    example_ids = plan.rows[step, self._host_rows]
-    rows = np.where(example_ids == _FILLING, plan.rows[step, 0], example_ids)
-    places = np.arange(self.buckets[plan.buckets[step]])
-    real = places < self._lengths[rows][:, None]
-    flat = (self._offsets[rows][:, None] + places)[real]
-    input_ids = np.full(real.shape, self._pad_id, np.int32)
-    token_type_ids = np.full(real.shape, self._pad_type_id, np.int32)
-    input_ids[real] = self._input_ids[flat]
-    token_type_ids[real] = self._token_type_ids[flat]
-    return {
-      "input_ids": input_ids,
-      "attention_mask": real.astype(np.int32),
-      "token_type_ids": token_type_ids,
-      "labels": self._labels[rows],
-      "weights": (example_ids != _FILLING).astype(np.float32),
-      "example_ids": example_ids.copy(),
-    }
+  def _batch(self, planned: np.ndarray, length: int, epoch: int) -> dict[str, np.ndarray]:
+    example_ids = planned[self._rows]
+    filling = example_ids == FILLING
+    rows = np.where(filling, planned[0], example_ids)
+    question = self._examples.question
+    padding = {name: self._padding[name] for name in question.features}
+    batch = self._examples.tokens.padded(rows, length, padding)
+    batch = question.ask(batch, rows, epoch if self._shuffle else 0)
+    batch["labels"][filling] = IGNORED
+    return {**batch, "weights": (~filling).astype(np.float32), "example_ids": example_ids}
 
-  def _plan(self, epoch: int) -> _Plan:
-    epoch = epoch if self._shuffle else 0
-    if self._last_plan is None or self._last_plan[0] != epoch:
-      self._last_plan = (epoch, self._make_plan(epoch))
-    return self._last_plan[1]
-
-  def _make_plan(self, epoch: int) -> _Plan:
-    order = self._order(epoch)
-    bucket_of = np.searchsorted(self.buckets, self._lengths[order])
-    rows, buckets, left = [], [], np.array([], order.dtype)
-    for bucket in range(len(self.buckets)):
-      waiting = np.concatenate([left, order[bucket_of == bucket]])
-      whole = len(waiting) // self.batch_size
-      rows.append(waiting[: whole * self.batch_size].reshape(whole, self.batch_size))
-      buckets += [bucket] * whole
-      left = waiting[whole * self.batch_size :]
-    if len(left):
-      rows.append(np.pad(left, (0, self.batch_size - len(left)), constant_values=_FILLING)[None])
-      buckets.append(int(np.searchsorted(self.buckets, self._lengths[left].max())))
-    plan = _Plan(np.concatenate(rows).astype(np.int32), np.array(buckets))
-    if self._shuffle:
-      batch_order = self._generator(epoch, stream=1).permutation(len(plan.rows))
-      plan = _Plan(plan.rows[batch_order], plan.buckets[batch_order])
-    return plan
-
-  def _order(self, epoch: int) -> np.ndarray:
-    if not self._shuffle:
-      return np.arange(self.num_examples)
-    chosen = []
-    for member, count in enumerate(self._counts):
-      # A member is an endless row of whole passes, each in its own order, of which an epoch takes the next `count`.
-      start, size = int(self._starts[member]), int(self._starts[member + 1] - self._starts[member])
-      first, last = epoch * int(count), (epoch + 1) * int(count)
-      passes = range(first // size, -(-last // size))
-      stream = [self._generator(number, stream=2 + member).permutation(size) for number in passes]
-      skipped = first - passes.start * size
-      chosen.append(start + np.concatenate([*stream, np.array([], np.int64)])[skipped : skipped + int(count)])
-    chosen = np.concatenate(chosen)
-    return chosen[self._generator(epoch, stream=0).permutation(len(chosen))]
-
-  def _generator(self, epoch: int, stream: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[self._seed, epoch], counter=[0, 0, 0, stream]))
-
-
-def choose_buckets(lengths: np.ndarray, count: int, max_length: int) -> tuple[int, ...]:
-  """Chooses at most `count` bucket lengths that leave the fewest padded positions.
-
-  Args:
-    lengths: the examples' lengths in tokens, none above `max_length`.
-    count: how many buckets at most.
-    max_length: no bucket is longer.
-
-  Returns:
-    Lengths, ascending: multiples of 8, and the largest the smaller of `max_length` and the longest example rounded up.
-  """
-  rounded = np.minimum(-(-np.asarray(lengths) // _EDGE_MULTIPLE) * _EDGE_MULTIPLE, max_length)
-  edges, occupancy = np.unique(rounded, return_counts=True)
-  below = np.concatenate([[0], np.cumsum(occupancy)])
-  # cost[j]: positions of the examples up to edge j, with edge j the last bucket; choice[k][j]: the edge before it.
-  cost = edges * below[1:]
-  choices = []
-  for _ in range(min(count, len(edges)) - 1):
-    # table[i, j]: buckets up to edge i as before, then one more that reaches to edge j.
-    table = cost[:, None] + edges[None, :] * (below[None, 1:] - below[1:, None])
-    table = np.where(np.arange(len(edges))[:, None] < np.arange(len(edges))[None, :], table, np.iinfo(np.int64).max)
-    choices.append(np.where(table.min(axis=0) < cost, table.argmin(axis=0), -1))
-    cost = np.minimum(table.min(axis=0), cost)
-  chosen, edge = [], len(edges) - 1
-  for choice in reversed(choices):
-    if choice[edge] >= 0:
-      chosen.append(int(edges[edge]))
-      edge = int(choice[edge])
-  return tuple(sorted([*chosen, int(edges[edge])]))
-
-
-def _buckets(buckets: int | Sequence[int], lengths: np.ndarray, max_length: int) -> tuple[int, ...]:
-  longest = int(lengths.max())
-  if isinstance(buckets, int):
-    if buckets < 1:
-      raise UserError(f"buckets {buckets} must be at least 1.")
-    return choose_buckets(lengths, buckets, max_length)
-  buckets = tuple(int(length) for length in buckets)
-  if not buckets or buckets[0] < 1 or any(low >= high for low, high in zip(buckets, buckets[1:])):
-    raise UserError(f"buckets {buckets} must be positive lengths in ascending order.")
-  if buckets[-1] < longest:
-    raise UserError(f"buckets {buckets} end before the longest example, {longest} tokens; add {longest} or more.")
-  return buckets
-
-
-def _seqio_members(task_name: str, split: str, tokenizer, data_dir: str | None):
-  import seqio
-
-  if task_name in tasks.names():
-    tasks.register(tokenizer, data_dir)
-  if task_name not in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
-    raise UserError(f"There is no task {task_name!r}; the known ones are {', '.join(tasks.names())}.")
-  provider = seqio.get_mixture_or_task(task_name)
-  every = provider.tasks if isinstance(provider, seqio.Mixture) else [provider]
-  members = [task for task in every if split in task.splits]
-  if not members:
-    raise UserError(f"Task {task_name} has no split {split!r}; its splits are {', '.join(sorted(provider.splits))}.")
-  for task in members:
-    missing = {"input_ids", "label"} - set(task.output_features)
-    if missing:
-      raise UserError(f"Task {task.name} gives no feature {min(missing)!r}; the loader needs input_ids and label.")
-  for task in every:
-    if task not in members:
-      logging.getLogger(__name__).warning("%s: %s has no split %s and is left out", task_name, task.name, split)
-  return provider, members
-
-
-def _labels(task_name: str, members) -> tuple[tuple[str, ...], tuple[int, int]]:
-  known = tasks.names()
-  if task_name in known:
-    found = tasks.info(task_name)
-    return found.label_names, found.label_slice
-  # Not one of ours, but its tasks may be.
-  names = {
-    tasks.info(task.name).label_names
-    if task.name in known
-    else tuple(str(label) for label in range(task.output_features["label"].vocabulary.vocab_size))
-    for task in members
-  }
-  if len(names) > 1:
-    raise UserError(f"The tasks of {task_name} do not share one list of labels, so no one head can serve them.")
-  label_names = names.pop()
-  if not label_names:
-    raise UserError(
-      f"Task {task_name} does not say how many labels it has: give its feature 'label' the vocabulary "
-      "seqio.PassThroughVocabulary(size=<number of labels>)."
-    )
-  return label_names, (0, len(label_names))
-
-
-def _encode(task, split: str, tokenizer, max_length: int) -> tuple[dict, list[dict]]:
-  from fsb_jax.tasks.preprocessors import EncodePair
-  from fsb_jax.tasks.seqio_tasks import TaskSource
-  from fsb_jax.tasks.vocabularies import TokenizerVocabulary
-
-  steps = task.preprocessors
-  if isinstance(task.source, TaskSource) and len(steps) == 1 and isinstance(steps[0], EncodePair):
-    # The same code as in the task's own pipeline, without tf.data between the rows and the tokenizer.
-    if steps[0].vocabulary != TokenizerVocabulary(tokenizer):
-      raise UserError(f"Task {task.name} is registered with another tokenizer; call fsb_jax.tasks.register first.")
-    loaded = task.source.load(split)
-    return steps[0].encode_batch(loaded.examples, max_length), loaded.fields
-  lengths = {"input_ids": max_length, "token_type_ids": max_length}
-  dataset = task.get_dataset(sequence_length=lengths, split=split, shuffle=False, num_epochs=1)
-  rows = list(dataset.as_numpy_iterator())
-  if not rows:
-    raise UserError(f"Task {task.name} has no examples in its split {split!r}.")
-  input_ids = [np.asarray(row["input_ids"], np.int32) for row in rows]
-  encoded = {
-    "input_ids": input_ids,
-    "token_type_ids": [
-      np.asarray(row["token_type_ids"], np.int32) if "token_type_ids" in row else np.zeros_like(ids)
-      for row, ids in zip(rows, input_ids)
-    ],
-    "label": np.array([row["label"] for row in rows], np.int32),
-  }
-  return encoded, rows
+  def _require_step(self, epoch: int, step: int, last: int) -> None:
+    if epoch < 0 or not 0 <= step <= last:
+      raise UserError(f"Step {step} is outside epoch {epoch}, which has {self.steps_per_epoch()} steps.")

@@ -10,7 +10,7 @@ import numpy as np
 
 from fsb_jax import models, tasks
 from fsb_jax.errors import UserError
-from fsb_jax.partitioning import Partitioner
+from fsb_jax.partitioning import Partitioner, multihost
 from fsb_jax.training.data import Loader
 from fsb_jax.training.losses import OBJECTIVES
 from fsb_jax.training.reporting import say
@@ -25,40 +25,62 @@ def compiled_eval_step(start: Start, partitioner: Partitioner) -> Callable:
 
 
 def scored_batches(
-  loader: Loader, step: Callable, params: Any, partitioner: Partitioner
+  loader: Loader, step: Callable, params: Any, partitioner: Partitioner, check: Callable[[], None] = lambda: None
 ) -> Iterator[Mapping[str, np.ndarray]]:
-  """The eval step's results for every batch of a split, as host arrays, filling rows left out of the row-wise ones."""
+  """The eval step's results for every batch of a split, as host arrays, filling rows left out of the row-wise ones.
+
+  Args:
+    loader: the split.
+    step: compiled eval step.
+    params: on the mesh.
+    partitioner: splits the batches.
+    check: called after each batch; may raise to stop.
+  """
   for batch in loader.batches(0):
     result = jax.device_get(step(params, partitioner.shard_batch(batch)))
     real = result["weights"] > 0
-    yield {
-      name: value[real] if name in ("logits", "labels", "example_ids") else value for name, value in result.items()
-    }
+    yield {name: value if isinstance(value, dict) else value[real] for name, value in result.items()}
+    check()
 
 
-def evaluate_split(loader: Loader, step: Callable, params: Any, partitioner: Partitioner) -> dict[str, float]:
-  """Loss, accuracy, and what always answering the most common label would get."""
+def default_metric(head: str) -> str:
+  """What makes a step the best one where nothing else is asked for."""
+  return "loss" if head == "masked_lm" else "accuracy"
+
+
+def evaluate_split(
+  loader: Loader, step: Callable, params: Any, partitioner: Partitioner, check: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+  """The scores of a split, every example counted once.
+
+  Returns:
+    `loss`, `accuracy`, `examples`; for classes also `majority_baseline`, what always answering the most common label
+    would get; for a language model `perplexity` and `masked_tokens`, over which the others are taken.
+  """
   sums: dict[str, float] = {}
   weights: dict[str, float] = {}
-  targets, predictions = [], []
-  for result in scored_batches(loader, step, params, partitioner):
+  targets, predictions, examples = [], [], 0
+  for result in scored_batches(loader, step, params, partitioner, check):
     for name, value in result["sums"].items():
       sums[name] = sums.get(name, 0.0) + float(value)
       weights[name] = weights.get(name, 0.0) + float(result["term_weights"][name])
-    if (result["labels"] < 0).any():
+    labels = result["labels"]
+    examples += len(labels)
+    if labels.ndim == 1 and (labels < 0).any():
       raise UserError("this split is published without labels, so it cannot be scored; fsb infer writes predictions")
-    targets.append(result["labels"])
-    predictions.append(tasks.predicted_labels(result["logits"], loader.label_slice))
+    predicted = result["predicted"] if labels.ndim > 1 else tasks.predicted_labels(result["logits"], loader.label_slice)
+    targets.append(labels[labels >= 0])
+    predictions.append(predicted[labels >= 0])
   targets, predictions = np.concatenate(targets), np.concatenate(predictions)
   loss = sum(value / max(weights[name], 1) for name, value in sums.items())
   if not np.isfinite(loss):
     raise UserError(f"the loss of this split is {loss}: the model's parameters or its inputs are broken")
-  return {
-    "loss": loss,
-    **tasks.accuracy(targets, predictions),
-    "majority_baseline": float(np.bincount(targets).max() / len(targets)),
-    "examples": len(targets),
-  }
+  metrics = {"loss": loss, **tasks.accuracy(targets, predictions)}
+  if loader.head == "masked_lm":
+    metrics |= {"perplexity": float(np.exp(loss)), "masked_tokens": len(targets)}
+  else:
+    metrics["majority_baseline"] = float(np.bincount(targets).max() / len(targets))
+  return {**metrics, "examples": examples}
 
 
 def longest_row(feature_lengths: Mapping[str, int]) -> int:
@@ -90,22 +112,32 @@ def load_for_use(model: str | Path, partitioner: Partitioner, dtype: str, tokeni
   start = start_from(
     checkpoint=model, model=None, tokenizer=find_tokenizer(tokenizer, model), head=None, label_names=None, run=run
   )
-  if start.metadata.head != "sequence_classification":
-    raise UserError(f"{model} has a {start.metadata.head} head; fsb eval and infer score classifiers, train one first")
+  if start.metadata.head not in ("sequence_classification", "masked_lm"):
+    raise UserError(f"{model} has a {start.metadata.head} head; fsb eval scores classifiers and language models")
   boxed = models.abstract_params(start.model)
   partitioner.validate(boxed)
-  return start, jax.tree.map(jax.device_put, start.params, partitioner.shardings(boxed))
+  return start, partitioner.put(start.params, partitioner.shardings(boxed))
+
+
+def load_split(task: str, split: str, tokenizer: Any, partitioner: Partitioner, batch_size: int, **options) -> Loader:
+  """A loader of this process's rows; UserError where the mesh cannot split its batches."""
+  # Rows of a batch that cannot be split are told below, in words.
+  rows = partitioner.host_rows(batch_size) if batch_size % partitioner.batch_multiple == 0 else None
+  loader = Loader(task, split, tokenizer, batch_size=batch_size, rows=rows, **options)
+  partitioner.validate_batch(loader.batch_size, loader.buckets)
+  return loader
 
 
 def task_loader(task: str, split: str, start: Start, partitioner: Partitioner, **options) -> Loader:
   """A loader for scoring `start` on a split; UserError where model and task have different labels."""
   say(f"reading {task}")
-  loader = Loader(
-    task, split, start.tokenizer, shuffle=False,
-    process_index=jax.process_index(), process_count=jax.process_count(), **options,
-  )
-  partitioner.validate_batch(loader.batch_size, loader.buckets)
+  loader = load_split(task, split, start.tokenizer, partitioner, shuffle=False, **options)
+  multihost.require_equal(f"examples of {task} {split}", loader.digest)
   require_positions(start.config, loader.buckets[-1])
+  if loader.head != start.metadata.head:
+    raise UserError(f"the model has a {start.metadata.head} head, but task {task} is for {loader.head}")
+  if loader.head == "masked_lm":
+    return loader
   if len(loader.label_names) != start.metadata.num_labels:
     raise UserError(
       f"the model knows {start.metadata.num_labels} labels but task {task} has {len(loader.label_names)}; "
@@ -135,7 +167,7 @@ def evaluate(
   data_dir: str | None = None,
   output_file: str | None = None,
 ) -> dict[str, dict[str, float]]:
-  """Scores a trained classifier on a split; prints a line per task and returns the numbers.
+  """Scores a trained model on a split; prints a line per task and returns the numbers.
 
   Args:
     model: a training run's folder, a converted folder, or a Hub folder or id.
@@ -152,7 +184,7 @@ def evaluate(
     output_file: also write the numbers there, as JSON; must not exist yet.
 
   Returns:
-    {task: {"loss", "accuracy", "majority_baseline", "examples"}}.
+    {task: scores}, see `evaluate_split`.
   """
   target = require_new_file(output_file) if output_file else None
   length = longest_row(feature_lengths)
@@ -178,7 +210,11 @@ def evaluate(
 
 def describe(what: str, metrics: Mapping[str, float]) -> str:
   """One line for people."""
+  if "perplexity" in metrics:
+    beside = f"perplexity {metrics['perplexity']:.2f}, {int(metrics['masked_tokens']):,} masked tokens"
+  else:
+    beside = f"always the most common label: {metrics['majority_baseline']:.4f}"
   return (
-    f"{what}: accuracy {metrics['accuracy']:.4f} (always the most common label: {metrics['majority_baseline']:.4f}), "
-    f"loss {metrics['loss']:.4f}, {int(metrics['examples']):,} examples"
+    f"{what}: accuracy {metrics['accuracy']:.4f} ({beside}), loss {metrics['loss']:.4f}, "
+    f"{int(metrics['examples']):,} examples"
   )

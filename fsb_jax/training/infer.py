@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fsb_jax.errors import UserError
 from fsb_jax.partitioning import Partitioner
 from fsb_jax.training.data import Loader
 from fsb_jax.training.evaluate import (
@@ -45,6 +46,8 @@ def infer(
   length = longest_row(feature_lengths)
   partitioner = Partitioner(mesh, rules)
   start, params = load_for_use(model, partitioner, dtype, tokenizer)
+  if start.metadata.head != "sequence_classification":
+    raise UserError(f"{model} has a {start.metadata.head} head; fsb infer writes the predictions of classifiers")
   step = compiled_eval_step(start, partitioner)
   name = getattr(task, "name", task)
   records = []

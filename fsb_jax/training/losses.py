@@ -19,94 +19,139 @@ Terms = dict[str, jax.Array]
 IGNORED = -100
 
 
-@dataclasses.dataclass(frozen=True)
-class Objective:
-  """A loss of one head.
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+  """-log softmax(logits)[labels] in at least float32.
 
-  Attributes:
-    sums: (outputs, batch) -> the sum of each term.
-    weights: batch -> the weight of each term.
+  Args:
+    logits: `[..., classes]`; a class whose logit is -inf is none (rows that pad a vocabulary).
+    labels: int `[...]`, all valid.
+    label_smoothing: share of the label's probability that is spread evenly over all classes, the label's own
+      included (Szegedy et al. 2015, https://arxiv.org/abs/1512.00567; as in `torch.nn.CrossEntropyLoss`).
+
+  Returns:
+    `[...]`.
   """
-
-  sums: Callable[[Any, Batch], Terms]
-  weights: Callable[[Batch], Terms]
-
-  def __call__(self, outputs: Any, batch: Batch, weights: Terms | None = None) -> jax.Array:
-    """The loss; `weights` are those of a larger batch that this one is a part of."""
-    weights = self.weights(batch) if weights is None else weights
-    return sum(value / jnp.maximum(weights[name], 1) for name, value in self.sums(outputs, batch).items())
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """-log softmax(logits)[labels] in at least float32, `[..., classes]` and valid labels `[...]` to `[...]`."""
   logits = logits.astype(at_least_float32(logits.dtype))
   # First, and not within the logsumexp alone: a small loss is no difference of two large numbers then.
   logits = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-  picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-  return jax.nn.logsumexp(logits, axis=-1) - picked
+  total = jax.nn.logsumexp(logits, axis=-1)
+  loss = total - jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+  if not label_smoothing:
+    return loss
+  real = ~jnp.isneginf(logits)
+  mean = jnp.sum(jnp.where(real, logits, 0), axis=-1) / jnp.sum(real, axis=-1)
+  return (1 - label_smoothing) * loss + label_smoothing * (total - mean)
 
 
-def _kept(labels: jax.Array, batch: Batch) -> jax.Array:
-  """Weight of every label: 0 where it is negative (ignored, unlabelled) or its row fills the batch up."""
-  kept = (labels >= 0).astype(jnp.float32)
-  if "weights" in batch:
-    kept = kept * batch["weights"].reshape(-1, *(1,) * (labels.ndim - 1))
-  return kept
+def symmetric_divergence(one: jax.Array, other: jax.Array) -> jax.Array:
+  """(KL(p‖q) + KL(q‖p)) / 2 of softmax(one) and softmax(other), `[..., classes]` to `[...]`, in at least float32."""
+  dtype = at_least_float32(jnp.promote_types(one.dtype, other.dtype))
+  log_p, log_q = (jax.nn.log_softmax(logits.astype(dtype), axis=-1) for logits in (one, other))
+  # Of a class that neither knows nothing is left; -inf - -inf would be no number.
+  difference = jnp.where(jnp.isneginf(log_p) & jnp.isneginf(log_q), 0, log_p - log_q)
+  return jnp.sum((jnp.exp(log_p) - jnp.exp(log_q)) * difference, axis=-1) / 2
 
 
-def _class_term(name: str, label: str, logits: Callable[[Any], jax.Array]) -> Objective:
-  """Cross-entropy of `batch[label]` under `logits(outputs)`."""
+@dataclasses.dataclass(frozen=True)
+class ClassTerm:
+  """A cross-entropy, the part of a loss that one set of labels makes.
 
-  def sums(outputs, batch):
-    labels = batch[label]
-    losses = cross_entropy(logits(outputs), jnp.maximum(labels, 0))
+  Attributes:
+    name: of the term.
+    logits: outputs -> `[..., classes]`.
+    labels: batch -> int `[...]`; negative ones (ignored, unlabelled) count for nothing.
+    scale: what the term is multiplied by.
+  """
+
+  name: str
+  logits: Callable[[Any], jax.Array]
+  labels: Callable[[Batch], jax.Array]
+  scale: float = 1.0
+
+  def weight(self, batch: Batch) -> jax.Array:
+    """How many labels count."""
+    return jnp.sum(self._kept(batch))
+
+  def sum(self, outputs: Any, batch: Batch, label_smoothing: float = 0.0) -> jax.Array:
+    """The cross-entropies of the labels that count, added up."""
+    losses = cross_entropy(self.logits(outputs), jnp.maximum(self.labels(batch), 0), label_smoothing)
+    return self._counted(losses, batch)
+
+  def divergence(self, one: Any, other: Any, batch: Batch) -> jax.Array:
+    """How far two passes' predictions are from each other where labels count, added up."""
+    return self._counted(symmetric_divergence(self.logits(one), self.logits(other)), batch)
+
+  def _counted(self, values: jax.Array, batch: Batch) -> jax.Array:
+    kept = self._kept(batch)
     # A logit of -inf at an ignored label would make 0 * inf.
-    return {name: jnp.sum(jnp.where(_kept(labels, batch) > 0, losses * _kept(labels, batch), 0.0))}
+    return self.scale * jnp.sum(jnp.where(kept > 0, values * kept, 0.0))
 
-  return Objective(sums, lambda batch: {name: jnp.sum(_kept(batch[label], batch))})
-
-
-def _together(*parts: Objective) -> Objective:
-  def merged(call):
-    return {name: value for part in parts for name, value in call(part).items()}
-
-  return Objective(
-    lambda outputs, batch: merged(lambda part: part.sums(outputs, batch)),
-    lambda batch: merged(lambda part: part.weights(batch)),
-  )
+  def _kept(self, batch: Batch) -> jax.Array:
+    """Weight of every label: 0 where it is negative or its row fills the batch up."""
+    labels = self.labels(batch)
+    kept = (labels >= 0).astype(jnp.float32)
+    if "weights" in batch:
+      kept = kept * batch["weights"].reshape(-1, *(1,) * (labels.ndim - 1))
+    return kept
 
 
-def _span_objective() -> Objective:
-  """Mean of the cross-entropies of the first and last token; positions beyond the row are ignored."""
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """A loss of one head: its terms."""
 
-  def inside(batch, label):
-    return jnp.where(batch[label] < batch["input_ids"].shape[1], batch[label], IGNORED)
+  terms: tuple[ClassTerm, ...]
 
-  def sums(outputs, batch):
-    total = {}
-    for label, logits in (("start_positions", outputs.start_logits), ("end_positions", outputs.end_logits)):
-      labels = inside(batch, label)
-      losses = cross_entropy(logits, jnp.maximum(labels, 0)) * _kept(labels, batch)
-      total[label] = jnp.sum(losses) / 2
-    return total
+  def sums(self, outputs: Any, batch: Batch, label_smoothing: float = 0.0) -> Terms:
+    """The sum of each term."""
+    return {term.name: term.sum(outputs, batch, label_smoothing) for term in self.terms}
 
-  def weights(batch):
-    return {label: jnp.sum(_kept(inside(batch, label), batch)) for label in ("start_positions", "end_positions")}
+  def weights(self, batch: Batch) -> Terms:
+    """The weight of each term."""
+    return {term.name: term.weight(batch) for term in self.terms}
 
-  return Objective(sums, weights)
+  def __call__(
+    self, outputs: Any, batch: Batch, weights: Terms | None = None, label_smoothing: float = 0.0
+  ) -> jax.Array:
+    """The loss; `weights` are those of a larger batch that this one is a part of."""
+    return self._mean(self.sums(outputs, batch, label_smoothing), batch, weights)
+
+  def divergence(self, one: Any, other: Any, batch: Batch, weights: Terms | None = None) -> jax.Array:
+    """`symmetric_divergence` of two passes over the batch, averaged and weighted as the loss is."""
+    return self._mean({term.name: term.divergence(one, other, batch) for term in self.terms}, batch, weights)
+
+  def _mean(self, sums: Terms, batch: Batch, weights: Terms | None) -> jax.Array:
+    weights = self.weights(batch) if weights is None else weights
+    return sum(value / jnp.maximum(weights[name], 1) for name, value in sums.items())
 
 
-_classes = _class_term("classes", "labels", lambda outputs: outputs.logits)
+def _label(name: str) -> Callable[[Batch], jax.Array]:
+  return lambda batch: batch[name]
+
+
+def _position(name: str) -> Callable[[Batch], jax.Array]:
+  """Labels that are positions; those beyond the row are ignored."""
+  return lambda batch: jnp.where(batch[name] < batch["input_ids"].shape[1], batch[name], IGNORED)
+
+
+_classes = Objective((ClassTerm("classes", lambda outputs: outputs.logits, _label("labels")),))
 
 OBJECTIVES: dict[str, Objective] = {
   "sequence_classification": _classes,
   "multiple_choice": _classes,
   "token_classification": _classes,
-  "masked_lm": _class_term("masked_lm", "labels", lambda outputs: outputs.logits),
-  "next_sentence": _class_term("next_sentence", "labels", lambda outputs: outputs.logits),
-  "pretraining": _together(
-    _class_term("masked_lm", "labels", lambda outputs: outputs.prediction_logits),
-    _class_term("next_sentence", "next_sentence_label", lambda outputs: outputs.seq_relationship_logits),
+  "masked_lm": Objective((ClassTerm("masked_lm", lambda outputs: outputs.logits, _label("labels")),)),
+  "next_sentence": Objective((ClassTerm("next_sentence", lambda outputs: outputs.logits, _label("labels")),)),
+  "pretraining": Objective(
+    (
+      ClassTerm("masked_lm", lambda outputs: outputs.prediction_logits, _label("labels")),
+      ClassTerm("next_sentence", lambda outputs: outputs.seq_relationship_logits, _label("next_sentence_label")),
+    )
   ),
-  "question_answering": _span_objective(),
+  # The mean of the two.
+  "question_answering": Objective(
+    (
+      ClassTerm("start_positions", lambda outputs: outputs.start_logits, _position("start_positions"), 0.5),
+      ClassTerm("end_positions", lambda outputs: outputs.end_logits, _position("end_positions"), 0.5),
+    )
+  ),
 }

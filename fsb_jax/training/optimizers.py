@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fsb_jax import models
 from fsb_jax.errors import UserError
+from fsb_jax.training.levers import require_number, stack_of
 
 SCHEDULES = ("linear", "cosine", "inverse_sqrt", "constant")
 
@@ -88,11 +90,130 @@ def adamw(
     epsilon: added to the root of the latter.
     max_gradient_norm: gradients of a larger global norm are scaled down to it; None does not clip.
   """
-  optimizer = optax.adamw(
-    learning_rate, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay, mask=decay_mask
+  require_number("beta1", beta1, "at least 0 and below 1", _is_decay)
+  require_number("beta2", beta2, "at least 0 and below 1", _is_decay)
+  require_number("epsilon", epsilon, "above 0", lambda x: x > 0)
+  return _clipped_and_decayed(
+    optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon), learning_rate, weight_decay, max_gradient_norm
   )
+
+
+def lion(
+  *,
+  learning_rate: optax.ScalarOrSchedule,
+  weight_decay: float = 0.1,
+  beta1: float = 0.9,
+  beta2: float = 0.99,
+  max_gradient_norm: float | None = 1.0,
+) -> optax.GradientTransformation:
+  """Lion (Chen et al. 2023, https://arxiv.org/abs/2302.06675): the sign of a mean of gradients, half of AdamW's memory.
+
+  Every update is as long as the learning rate allows, so that it wants one 3 to 10 times smaller than AdamW and a
+  weight decay larger by as much.
+
+  Args:
+    learning_rate: a number or a schedule.
+    weight_decay: for what `decay_mask` selects, multiplied by the learning rate.
+    beta1: weight of the mean, beside the gradient's, in what gives the sign.
+    beta2: decay of the mean of gradients.
+    max_gradient_norm: gradients of a larger global norm are scaled down to it; None does not clip.
+  """
+  require_number("beta1", beta1, "at least 0 and below 1", _is_decay)
+  require_number("beta2", beta2, "at least 0 and below 1", _is_decay)
+  return _clipped_and_decayed(
+    optax.scale_by_lion(b1=beta1, b2=beta2), learning_rate, weight_decay, max_gradient_norm
+  )
+
+
+def adafactor(
+  *,
+  learning_rate: optax.ScalarOrSchedule,
+  weight_decay: float = 0.0,
+  decay_exponent: float = 0.8,
+  epsilon: float = 1e-30,
+  clipping_threshold: float = 1.0,
+  scale_by_parameter: bool = True,
+  smallest_factored: int = 32,
+  max_gradient_norm: float | None = 1.0,
+) -> optax.GradientTransformation:
+  """Adafactor (Shazeer and Stern 2018, https://arxiv.org/abs/1804.04235) without momentum: almost no memory.
+
+  It keeps the squares of gradients as means over the rows and over the columns of the two largest axes of a layer's
+  kernel. Other axes, such as attention heads, have means of their own.
+
+  Args:
+    learning_rate: a number or a schedule; relative to the root mean square of each parameter, where 1e-3 to 1e-2 is
+      usual, unless `scale_by_parameter` is False.
+    weight_decay: for what `decay_mask` selects, multiplied by the learning rate.
+    decay_exponent: after t updates the squares decay by 1 - t ** -decay_exponent.
+    epsilon: added to the squares.
+    clipping_threshold: the update of a parameter (of a layer, where layers are stacked) of a larger root mean square,
+      before the learning rate, is scaled down to it.
+    scale_by_parameter: multiply updates by the root mean square of the parameter, at least 1e-3.
+    smallest_factored: a kernel that has no two axes of at least this size keeps all its squares.
+    max_gradient_norm: gradients of a larger global norm are scaled down to it; None does not clip.
+  """
+  require_number("decay_exponent", decay_exponent, "above 0 and at most 1", lambda x: 0 < x <= 1)
+  require_number("epsilon", epsilon, "above 0", lambda x: x > 0)
+  require_number("clipping_threshold", clipping_threshold, "above 0", lambda x: x > 0)
+  require_number("smallest_factored", smallest_factored, "of at least 1", lambda x: x >= 1)
+  rule = [
+    optax.scale_by_factored_rms(
+      decay_rate=decay_exponent, epsilon=epsilon, min_dim_size_to_factor=smallest_factored
+    ),
+    optax.clip_by_block_rms(clipping_threshold),
+  ]
+  if scale_by_parameter:
+    rule.append(optax.scale_by_param_block_rms())
+  return _clipped_and_decayed(layer_by_layer(optax.chain(*rule)), learning_rate, weight_decay, max_gradient_norm)
+
+
+def layer_by_layer(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`rule` for every layer of a stacked parameter by itself, so that scanned and unrolled models train alike.
+
+  Needed where a rule takes means over a parameter; its state is a tuple, of what is not stacked and of each stack.
+  """
+
+  def groups(tree):
+    """Stack -> the parameters in it; "" -> those in none."""
+    found: dict[str, dict[str, Any]] = {}
+    for path, leaf in models.flatten(tree).items():
+      found.setdefault(stack_of(path) or "", {})[path] = leaf
+    return dict(sorted((stack, models.unflatten(group)) for stack, group in found.items()))
+
+  def over_layers(stack, function):
+    return jax.vmap(function) if stack else function
+
+  def init(params):
+    return tuple(over_layers(stack, rule.init)(group) for stack, group in groups(params).items())
+
+  def update(updates, state, params):
+    done = [
+      over_layers(stack, rule.update)(group, part, of_group)
+      for (stack, group), part, of_group in zip(groups(updates).items(), state, groups(params).values(), strict=True)
+    ]
+    flat = {path: leaf for group, _ in done for path, leaf in models.flatten(group).items()}
+    return models.unflatten(flat), tuple(part for _, part in done)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _is_decay(value: float) -> bool:
+  return 0 <= value < 1
+
+
+def _clipped_and_decayed(
+  rule: optax.GradientTransformation,
+  learning_rate: optax.ScalarOrSchedule,
+  weight_decay: float,
+  max_gradient_norm: float | None,
+) -> optax.GradientTransformation:
+  """`rule` after clipping and before weight decay, both times the learning rate."""
+  if not callable(learning_rate):
+    require_number("LEARNING_RATE", learning_rate, "above 0", lambda x: x > 0)
+  require_number("WEIGHT_DECAY", weight_decay, "at least 0", lambda x: x >= 0)
+  parts = [rule, optax.add_decayed_weights(weight_decay, mask=decay_mask), optax.scale_by_learning_rate(learning_rate)]
   if max_gradient_norm is None:
-    return optimizer
-  return optax.chain(optax.clip_by_global_norm(max_gradient_norm), optimizer)
-
-
+    return optax.chain(*parts)
+  require_number("MAX_GRADIENT_NORM", max_gradient_norm, "None, or above 0", lambda x: x > 0)
+  return optax.chain(optax.clip_by_global_norm(max_gradient_norm), optax.chain(*parts))

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -16,17 +16,30 @@ def say(text: str) -> None:
 
 
 class MetricWriter:
-  """Appends metrics to `FOLDER/metrics.jsonl` and to TensorBoard's event files; only the first process writes."""
+  """Writes metrics to `FOLDER/metrics.jsonl` and to TensorBoard's event files; only the first process writes.
 
-  def __init__(self, folder: Path):
-    import tensorflow as tf
+  Args:
+    folder: the run's.
+    first_step: the step it goes on from; TensorBoard forgets what it was shown of later ones.
+    rows: the lines to begin with, those of a run that goes on.
+  """
 
+  def __init__(self, folder: Path, first_step: int = 0, rows: Sequence[Mapping] = ()):
     self._file = None
-    if jax.process_index() == 0:
-      folder.mkdir(parents=True, exist_ok=True)
-      self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-      self._events = tf.summary.create_file_writer(str(folder / "tensorboard"))
-      self._scalar = tf.summary.scalar
+    if jax.process_index() != 0:
+      return
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+    path = folder / "metrics.jsonl"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    temporary.replace(path)
+    self._file = path.open("a", encoding="utf-8")
+    self._events = EventFileWriter(str(folder / "tensorboard"))
+    started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._events.add_event(event_pb2.Event(wall_time=time.time(), step=first_step + 1, session_log=started))
 
   def write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
     """Records numbers of `kind` ("train", "eval", ...) at `step`."""
@@ -34,9 +47,8 @@ class MetricWriter:
       return
     self._file.write(json.dumps({"step": step, "kind": kind, **metrics}) + "\n")
     self._file.flush()
-    with self._events.as_default():
-      for name, value in metrics.items():
-        self._scalar(f"{kind}/{name}", value, step=step)
+    values = [self._summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in metrics.items()]
+    self._events.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
     self._events.flush()
 
   def close(self) -> None:
@@ -50,8 +62,7 @@ class TrainProgress:
   """A live line on a terminal (loss, examples/s, tokens/s, step time, time left), plain lines elsewhere."""
 
   def __init__(self, first_step: int, last_step: int):
-    self._first, self._last = first_step, last_step
-    self._start = time.monotonic()
+    self._last = last_step
     self._live = None
     if jax.process_index() == 0 and sys.stderr.isatty():
       from rich.console import Console
@@ -62,17 +73,24 @@ class TrainProgress:
 
   def update(self, step: int, metrics: Mapping[str, float]) -> None:
     """Shows the metrics of the steps up to `step`."""
-    done = max(step - self._first, 1)
-    left = (time.monotonic() - self._start) / done * (self._last - step)
-    text = (
-      f"step {step}/{self._last} · loss {metrics['loss']:.4f} · {metrics['examples_per_second']:,.0f} examples/s · "
-      f"{metrics['tokens_per_second']:,.0f} tokens/s · {metrics['step_seconds'] * 1000:,.0f} ms/step · "
-      f"{_duration(left)} left"
-    )
+    parts = [
+      f"step {step}/{self._last}",
+      f"loss {metrics['loss']:.4f}",
+      f"{metrics['examples_per_second']:,.0f} examples/s",
+      f"{metrics['tokens_per_second']:,.0f} tokens/s",
+      f"{metrics['step_seconds'] * 1000:,.0f} ms/step",
+    ]
+    if "flops_utilisation" in metrics:
+      parts.append(f"{metrics['flops_utilisation']:.0%} of peak FLOP/s")
+    if metrics["data_wait_share"] > 0.02:
+      parts.append(f"waiting for data {metrics['data_wait_share']:.0%}")
+    if metrics["compile_seconds"] > 1:
+      parts.append(f"compiling took {metrics['compile_seconds']:,.0f} s more")
+    parts.append(f"{_duration(metrics['step_seconds'] * (self._last - step))} left")
     if self._live is not None:
-      self._live.update(text)
+      self._live.update(" · ".join(parts))
     else:
-      say(text)
+      say(" · ".join(parts))
 
   def say(self, text: str) -> None:
     """Prints a line without breaking the live one."""

@@ -6,13 +6,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import optax
+import numpy as np
 
 from fsb_jax import checkpoints, models, pretrained
 from fsb_jax.encodings import load_tokenizer
 from fsb_jax.errors import UserError
 from fsb_jax.partitioning import Partitioner
-from fsb_jax.training.step import TrainState, new_state
+from fsb_jax.training.step import TrainState, Update, abstract_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def find_tokenizer(path: str | Path | Any | None, fallback: str | Path | None) -
     raise UserError("training from scratch needs TOKENIZER, the folder of a tokenizer")
   if not isinstance(where, str | Path):
     return where
-  tokenizer = load_tokenizer(pretrained.find_folder(where))
+  tokenizer = load_tokenizer(checkpoints.home(pretrained.find_folder(where)))
   if tokenizer is None:
     raise UserError(f"{where} holds no tokenizer; name the folder of one as TOKENIZER")
   return tokenizer
@@ -130,12 +130,12 @@ def start_from(
 
 
 def resume_from(
-  folder: Path, model: SizedModel | None, tokenizer: Any, label_names: tuple[str, ...], run: models.Run,
-  dropout_rate: float | None,
+  folder: Path, model: SizedModel | None, tokenizer: Any, head: str, label_names: tuple[str, ...] | None,
+  run: models.Run, dropout_rate: float | None,
 ) -> Start:
   """Describes the model of a run that has a checkpoint; UserError where it is not the one asked for."""
   metadata, hf_config = checkpoints.read_metadata(folder)
-  wanted = {"scan_layers": run.scan_layers, "label_names": label_names}
+  wanted = {"scan_layers": run.scan_layers, "head": head, "label_names": label_names}
   if model is not None:
     wanted["family"] = model.family
   for name, value in wanted.items():
@@ -165,21 +165,49 @@ def require_positions(config: models.TransformerConfig, length: int) -> None:
     raise UserError(f"TASK_FEATURE_LENGTHS lets rows have {length} tokens, but the model has positions for {usable}")
 
 
-def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
-  """Shapes and logical names of the state; nothing is allocated."""
-  return jax.eval_shape(lambda params: new_state(params, optimizer), models.abstract_params(model))
+def place(start: Start, update: Update, partitioner: Partitioner, seed: int) -> TrainState:
+  """The first state, split over the mesh; no device ever holds it whole.
 
-
-def place(start: Start, optimizer: optax.GradientTransformation, partitioner: Partitioner, seed: int) -> TrainState:
-  """The first state, split over the mesh; no device ever holds it whole."""
-  boxed = abstract_state(start.model, optimizer)
-  shardings = partitioner.shardings(boxed)
+  Args:
+    start: the model, with parameters or without.
+    update: makes the state of them.
+    partitioner: splits them.
+    seed: of the parameters, where they are to be drawn.
+  """
+  shardings = partitioner.shardings(abstract_state(update))
   if start.params is not None:
-    params = jax.tree.map(jax.device_put, start.params, shardings.params)
-    return partitioner.jit(lambda params: new_state(params, optimizer), out_shardings=shardings)(params)
+    params = partitioner.put(start.params, shardings.params)
+    return partitioner.jit(update.first_state, out_shardings=shardings, donate_argnums=0)(params)
 
-  def draw(key):
-    params = nn.meta.unbox(start.model.init(key, models.dummy_ids(start.model))["params"])
-    return new_state(params, optimizer)
+  def draw():
+    params = start.model.init(jax.random.key(seed), models.dummy_ids(start.model))["params"]
+    return update.first_state(nn.meta.unbox(params))
 
-  return partitioner.jit(draw, out_shardings=shardings)(jax.random.key(seed))
+  return partitioner.jit(draw, out_shardings=shardings)()
+
+
+def restore(
+  store: checkpoints.CheckpointStore, step: int, update: Update, partitioner: Partitioner
+) -> TrainState:
+  """The state saved at `step`, split over the mesh, whatever mesh and number of processes it was saved from."""
+  boxed = abstract_state(update)
+  shardings = partitioner.shardings(boxed)
+  wanted, places = training_item(boxed), training_item(shardings)
+  training = store.restore(step, "training", wanted, places)
+  model_params = store.restore(step, "params", boxed.model_params, shardings.model_params)
+  averaging = boxed.average is not None
+  return TrainState(
+    step=partitioner.put(np.int32(step), partitioner.replicated),
+    params=training.pop("params") if averaging else model_params,
+    average=model_params if averaging else None,
+    **training,
+  )
+
+
+def training_item(state: TrainState) -> dict[str, Any]:
+  """What a checkpoint holds of a state besides the model: all but `model_params` and the step.
+
+  Where there is an average of the parameters, that is the model; a run goes on from what it is the average of.
+  """
+  item = {name: getattr(state, name) for name in ("optimizer", "typical_loss", "good_steps")}
+  return item if state.average is None else {**item, "params": state.params}

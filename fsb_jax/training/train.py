@@ -1,9 +1,11 @@
 """Training from a gin file: read everything and check it, place the state on the mesh, then the loop."""
 
+import contextlib
 import dataclasses
+import fcntl
+import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,28 @@ import optax
 from fsb_jax import checkpoints, models
 from fsb_jax.encodings import save_tokenizer
 from fsb_jax.errors import UserError
-from fsb_jax.partitioning import Partitioner
+from fsb_jax.partitioning import Partitioner, multihost
 from fsb_jax.training import evaluate as evaluation
 from fsb_jax.training.data import Loader
+from fsb_jax.training.flops import matmul_flops, peak_per_second
+from fsb_jax.training.levers import Levers
+from fsb_jax.training.loop import Loop, Periods, require_count
 from fsb_jax.training.losses import OBJECTIVES
 from fsb_jax.training.reporting import MetricWriter, TrainProgress, say
+from fsb_jax.training.scores import KIND, Scores, read_metrics
+from fsb_jax.training.seeds import train_seeds
 from fsb_jax.training.start import (
   SizedModel,
   Start,
-  abstract_state,
   find_tokenizer,
   place,
   require_positions,
+  restore,
   resume_from,
   start_from,
+  training_item,
 )
-from fsb_jax.training.step import TrainState, train_step
+from fsb_jax.training.step import TrainState, Update, abstract_state
 
 
 def train(
@@ -48,23 +56,25 @@ def train(
   microbatches: int = 1,
   buckets: int | tuple[int, ...] = 4,
   eval_batch_size: int | None = None,
-  eval_period: int | None = None,
-  checkpoint_period: int | None = 1000,
+  periods: Periods | None = None,
   keep_checkpoints: int | None = 2,
-  log_period: int = 20,
+  keep_every: int | None = None,
+  best_metric: str | None = None,
+  levers: Levers | None = None,
   run: models.Run | None = None,
   mesh: Mapping[str, int] | None = None,
   rules: Mapping[str, Any] | None = None,
-  seed: int = 0,
+  seed: int | Sequence[int] = 0,
   data_dir: str | None = None,
   explain_partitioning: bool = False,
+  profile: bool = False,
   config_text: str | None = None,
 ) -> dict[str, float]:
-  """Trains a classifier; a run that was interrupted goes on from its newest checkpoint.
+  """Trains a model on a task; a run that was interrupted goes on from its newest checkpoint.
 
   Args:
-    model_dir: where checkpoints, metrics, the tokenizer and the gin config go.
-    task: name of a task or mixture, or a task from `tasks.table_task`.
+    model_dir: where checkpoints, metrics, the tokenizer and the gin config go. Processes that train together share it.
+    task: name of a task or mixture, or a task from `tasks.table_task`; it decides the head.
     train_steps: updates in all.
     batch_size: examples per update, over all devices.
     optimizer: an optax transformation.
@@ -77,27 +87,35 @@ def train(
     microbatches: parts a batch is cut into to save memory.
     buckets: how many lengths batches may have, or the lengths.
     eval_batch_size: examples at a time when scoring; `batch_size` if not given.
-    eval_period: score the validation split every so many steps; only at the end if not given.
-    checkpoint_period: save every so many steps; only at the end if not given.
-    keep_checkpoints: how many of the newest stay.
-    log_period: report every so many steps.
+    periods: how often to report, score and save.
+    keep_checkpoints: how many of the newest stay; the best one always does.
+    keep_every: also keep the checkpoints of every so many steps.
+    best_metric: what of the validation scores makes a step the best; accuracy, or the loss of a language model, if not
+      given.
+    levers: what differs from a plain update.
     run: dtypes, scan, remat, attention.
     mesh: sizes of the mesh axes.
     rules: changes to the partitioning rules.
-    seed: of data order, dropout and fresh weights.
+    seed: of data order, dropout and fresh weights. Several make one run each, in folders `seed-N` of `model_dir`.
     data_dir: where data lies; FSB_DATA_DIR if not given.
     explain_partitioning: print what is split over what.
+    profile: write a trace of a few steps for TensorBoard.
     config_text: the gin configuration, kept as `config.gin` in the folder.
 
   Returns:
-    The last metrics: those of the validation split where the task has one, else the training loss.
+    The last metrics: those of the validation split where the task has one, else of the last report. With several
+    seeds their means.
+
+  Raises:
+    UserError: a mistake, told before the work starts; or a run that cannot go on.
+    Stopped: SIGTERM or Ctrl-C; everything done is saved.
   """
-  _require_counts(TRAIN_STEPS=train_steps, BATCH_SIZE=batch_size, MICROBATCHES=microbatches, LOG_PERIOD=log_period)
-  _require_counts(
-    or_none=True, EVAL_BATCH_SIZE=eval_batch_size, EVAL_PERIOD=eval_period, CHECKPOINT_PERIOD=checkpoint_period,
-    KEEP_CHECKPOINTS=keep_checkpoints,
-  )
-  run = run or models.Run()
+  if not isinstance(seed, int):
+    return train_seeds(train, seed, dict(locals()))
+  for macro, value in (("TRAIN_STEPS", train_steps), ("BATCH_SIZE", batch_size), ("MICROBATCHES", microbatches)):
+    require_count(macro, value)
+  require_count("EVAL_BATCH_SIZE", eval_batch_size, or_none=True)
+  periods, levers, run = periods or Periods(), levers or Levers(), run or models.Run()
   if run.dtype == "float16":
     raise UserError("DTYPE float16 loses small gradients in training; use bfloat16")
   partitioner = Partitioner(mesh, rules)
@@ -107,161 +125,149 @@ def train(
       f"(mesh {partitioner.describe()}); make it a multiple of {microbatches * partitioner.batch_multiple}"
     )
   folder = Path(str(model_dir)).expanduser()
-  store = checkpoints.CheckpointStore(folder, keep_checkpoints) if checkpoints.is_checkpoint(folder) else None
-  resuming = store is not None and store.latest_step() is not None
-  tokenizer = find_tokenizer(tokenizer, folder if resuming else initial_checkpoint_path)
-  task_name = getattr(task, "name", task)
-  options = dict(
-    max_length=evaluation.longest_row(feature_lengths), buckets=buckets, data_dir=data_dir,
-    process_index=jax.process_index(), process_count=jax.process_count(),
+  store = checkpoints.CheckpointStore(folder, keep_checkpoints, keep_every)
+  first_step = _step_to_go_on_from(store)
+  tokenizer = find_tokenizer(tokenizer, folder if first_step else initial_checkpoint_path)
+  loader, scored = _loaders(
+    task, tokenizer, partitioner, batch_size, eval_batch_size or batch_size, seed=seed, buckets=buckets,
+    max_length=evaluation.longest_row(feature_lengths), data_dir=data_dir,
   )
-  say(f"reading {task_name}")
-  loader = Loader(task_name, "train", tokenizer, batch_size=batch_size, shuffle=True, seed=seed, **options)
-  scored = {
-    name: Loader(name, "validation", tokenizer, batch_size=eval_batch_size or batch_size, shuffle=False, **options)
-    for name in evaluation.task_names(task_name)
-    if _has_split(name, "validation")
-  }
-  if len(loader.label_names) < 2:
-    raise UserError(f"task {task_name} has the one label {loader.label_names[0]}; a classifier needs two")
-  for each in (loader, *scored.values()):
-    partitioner.validate_batch(each.batch_size, each.buckets)
   run = dataclasses.replace(run, vocab_multiple=partitioner.vocab_multiple)
-  if resuming:
-    start = resume_from(folder, model, tokenizer, loader.label_names, run, dropout_rate)
+  what = dict(model=model, tokenizer=tokenizer, head=loader.head, label_names=loader.label_names or None, run=run)
+  if first_step:
+    start = resume_from(folder, **what, dropout_rate=dropout_rate)
   else:
-    start = start_from(
-      checkpoint=initial_checkpoint_path, model=model, tokenizer=tokenizer, head="sequence_classification",
-      label_names=loader.label_names, run=run, dropout_rate=dropout_rate,
-    )
+    start = start_from(checkpoint=initial_checkpoint_path, **what, dropout_rate=dropout_rate)
   for each in (loader, *scored.values()):
     require_positions(start.config, each.buckets[-1])
-  boxed = abstract_state(start.model, optimizer)
+  update = Update(start.model, OBJECTIVES[loader.head], optimizer, microbatches=microbatches, levers=levers)
+  boxed = abstract_state(update)
   partitioner.validate(boxed.params)
   # What decides which examples a step sees; a run that goes on must have the same.
-  order = {"task": task_name, "seed": seed, "batch_size": batch_size, "buckets": list(loader.buckets)}
-  if resuming:
-    _require_same_order(store, order)
-    _write_config(folder, config_text, store.latest_step())
-  else:
-    _describe_run(folder, start, config_text)
-    store = checkpoints.CheckpointStore(folder, keep_checkpoints)
-  state = _first_or_saved_state(store, start, optimizer, partitioner, boxed, seed)
-  first_step = int(state.step)
-  step_function = partitioner.jit(
-    train_step(start.model, OBJECTIVES[start.metadata.head], optimizer, seed=seed, microbatches=microbatches),
-    out_shardings=(partitioner.shardings(boxed), partitioner.replicated),
-    donate_argnums=0,
+  order = {
+    "task": getattr(task, "name", task), "seed": seed, "batch_size": batch_size, "buckets": list(loader.buckets),
+    "training examples (sha256)": loader.digest,
+  }
+  multihost.require_equal("training or validation examples", repr([each.digest for each in (loader, *scored.values())]))
+  multihost.require_equal("settings", repr((config_text, order, train_steps, partitioner.describe(), periods, levers)))
+  with _only_run_in(folder):
+    if first_step:
+      _require_same_order(store, first_step, order)
+      _write_config(folder, config_text, first_step)
+    else:
+      _describe_run(folder, start, config_text)
+    multihost.barrier("folder ready")
+    _require_room(folder, boxed)
+    rows = read_metrics(folder / "metrics.jsonl", first_step)
+    scores = Scores(
+      best_metric or evaluation.default_metric(loader.head), [_scores_of(row) for row in rows if row["kind"] == KIND]
+    )
+    multihost.barrier("metrics read")
+    store.clean()
+    store.keep_best(scores.best_step())
+    state = restore(store, first_step, update, partitioner) if first_step else place(start, update, partitioner, seed)
+    progress, writer = TrainProgress(first_step, train_steps), MetricWriter(folder, first_step, rows)
+    loop = Loop(
+      train_steps=train_steps, periods=periods, loader=loader, scored=scored, partitioner=partitioner, store=store,
+      writer=writer, progress=progress, scores=scores, order=order, learning_rate=learning_rate,
+      update=partitioner.jit(
+        update, out_shardings=(partitioner.shardings(boxed), partitioner.replicated), donate_argnums=0
+      ),
+      score=evaluation.compiled_eval_step(start, partitioner),
+      flops=_flops(start, loader),
+      skip_bad_batches=levers.skip_bad_batches,
+      profile=folder / "tensorboard" if profile else None,
+    )
+    try:
+      _introduce(progress, start, partitioner, loader, scored, boxed, first_step, explain_partitioning)
+      last = loop.run(state)
+      if first_step >= train_steps:
+        progress.say(f"{folder} already holds step {first_step}; nothing left to train")
+      return last
+    finally:
+      progress.close()
+      writer.close()
+      # What is left to save is saved even after a mistake; but nobody waits for processes that are gone.
+      if jax.process_count() == 1 or sys.exc_info()[0] is None:
+        store.close()
+
+
+def _step_to_go_on_from(store: checkpoints.CheckpointStore) -> int:
+  """The newest checkpoint's step, 0 where there is none; UserError where it is damaged."""
+  step = store.latest_step()
+  if step is None:
+    return 0
+  store.require_whole(step)
+  return step
+
+
+def _loaders(
+  task: Any, tokenizer: Any, partitioner: Partitioner, batch_size: int, eval_batch_size: int, *, seed: int, **options
+) -> tuple[Loader, dict[str, Loader]]:
+  """The loader of the training split, and of every validation split by task."""
+  name = getattr(task, "name", task)
+  say(f"reading {name}")
+
+  loader = evaluation.load_split(
+    name, "train", tokenizer, partitioner, batch_size, shuffle=True, seed=seed, **options
   )
-  eval_function = evaluation.compiled_eval_step(start, partitioner)
-  progress, writer = TrainProgress(first_step, train_steps), MetricWriter(folder)
-
-  def report(step: int, metrics: dict[str, float]) -> None:
-    if learning_rate is not None:
-      metrics["learning_rate"] = float(learning_rate(step - 1))
-    writer.write(step, "train", metrics)
-    progress.update(step, metrics)
-    if not np.isfinite(metrics["loss"]):
-      raise UserError(f"the loss became {metrics['loss']} at or before step {step}; lower LEARNING_RATE")
-
-  def score(step: int, params: Any) -> dict[str, float]:
-    metrics = {}
-    for name, eval_loader in scored.items():
-      metrics = evaluation.evaluate_split(eval_loader, eval_function, params, partitioner)
-      writer.write(step, f"eval/{name}" if len(scored) > 1 else "eval", metrics)
-      progress.say(f"step {step}: " + evaluation.describe(f"{name} validation", metrics))
-    return metrics
-
-  try:
-    _introduce(progress, start, partitioner, loader, scored, boxed, first_step, explain_partitioning)
-    last: dict[str, float] = {}
-    window = _Window()
-    for step, batch in enumerate(_stream(loader, first_step, train_steps), start=first_step + 1):
-      state, metrics = step_function(state, partitioner.shard_batch(batch))
-      window.add(metrics)
-      done = step == train_steps
-      saving = done or _is_due(step, checkpoint_period)
-      if saving or _is_due(step, log_period):
-        last = window.close()
-        report(step, last)
-      # Saved before it is scored: whatever happens there, the steps are not lost.
-      if saving:
-        store.save(step, state.params, state.optimizer, order)
-      if done:
-        store.wait()
-      if done or _is_due(step, eval_period):
-        last = score(step, state.params) or last
-      window.skip_time()
-    if not last:
-      progress.say(f"{folder} already holds step {train_steps}; nothing left to train")
-    return last
-  finally:
-    progress.close()
-    writer.close()
-    store.close()
-
-
-def _is_due(step: int, period: int | None) -> bool:
-  return period is not None and step % period == 0
-
-
-def _require_counts(or_none: bool = False, **counts: Any) -> None:
-  """UserError where one of the settings is not a whole number above 0."""
-  for name, value in counts.items():
-    if not (or_none and value is None) and (not isinstance(value, int) or value < 1):
-      raise UserError(f"{name} must be a whole number above 0{' or None' if or_none else ''}, not {value!r}")
-
-
-class _Window:
-  """Metrics since the last report; they stay on the device until then."""
-
-  def __init__(self):
-    self._metrics: list[dict[str, jax.Array]] = []
-    self._seconds = 0.0
-    self._since = time.monotonic()
-
-  def add(self, metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of a step that was just started."""
-    self._metrics.append(metrics)
-    self._seconds += time.monotonic() - self._since
-    self.skip_time()
-
-  def skip_time(self) -> None:
-    """Leaves the time since the last step out of the rates: saving and scoring are no training."""
-    self._since = time.monotonic()
-
-  def close(self) -> dict[str, float]:
-    """The means and rates of the steps taken in, once they are done; starts anew."""
-    values = jax.device_get(self._metrics)
-    seconds = self._seconds + time.monotonic() - self._since
-    self.__init__()
-    return {
-      "loss": float(np.mean([v["loss"] for v in values])),
-      "gradient_norm": float(np.mean([v["gradient_norm"] for v in values])),
-      "examples_per_second": float(sum(v["examples"] for v in values)) / seconds,
-      "tokens_per_second": float(sum(v["tokens"] for v in values)) / seconds,
-      "step_seconds": seconds / len(values),
-    }
-
-
-def _stream(loader: Loader, first_step: int, last_step: int) -> Iterator[Mapping[str, np.ndarray]]:
-  """Batches from `first_step` to `last_step`, epoch after epoch."""
-  epoch, step = 0, 0
-  while step < last_step:
-    length = loader.steps_per_epoch(epoch)
-    if step + length > first_step:
-      skipped = max(first_step - step, 0)
-      for number, batch in enumerate(loader.batches(epoch, skipped), start=step + skipped):
-        if number >= last_step:
-          return
-        yield batch
-    step, epoch = step + length, epoch + 1
+  scored = {
+    each: evaluation.load_split(each, "validation", tokenizer, partitioner, eval_batch_size, shuffle=False, **options)
+    for each in evaluation.task_names(name)
+    if _has_split(each, "validation")
+  }
+  if len(loader.label_names) == 1:
+    raise UserError(f"task {name} has the one label {loader.label_names[0]}; a classifier needs two")
+  return loader, scored
 
 
 def _has_split(task_name: str, split: str) -> bool:
   import seqio
 
   return split in seqio.get_mixture_or_task(task_name).splits
+
+
+def _flops(start: Start, loader: Loader) -> dict[int, int] | None:
+  """Operations of a step by batch length: three times those of the forward pass; None where the peak is unknown."""
+  if peak_per_second(jax.devices()[0]) is None:
+    return None
+
+  def forward(params, ids):
+    return start.model.apply({"params": params}, input_ids=ids)
+
+  params = models.abstract_params(start.model)
+  sizes = {length: jax.ShapeDtypeStruct((loader.batch_size, length), np.int32) for length in loader.buckets}
+  return {length: 3 * matmul_flops(forward, params, ids) for length, ids in sizes.items()}
+
+
+@contextlib.contextmanager
+def _only_run_in(folder: Path) -> Iterator[None]:
+  """UserError where another run trains in `folder`; the folder is made if it is missing."""
+  if jax.process_index() != 0:
+    yield
+    return
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  # Beside the folder, which must not exist before it can be filled as a whole.
+  path = folder.parent / f".{folder.name}.lock"
+  with path.open("w") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      raise UserError(f"another run is training in MODEL_DIR {folder}; wait for it or choose another folder") from None
+    try:
+      yield
+    finally:
+      path.unlink(missing_ok=True)
+
+
+def _require_room(folder: Path, boxed: TrainState) -> None:
+  """UserError where not even one checkpoint fits on the disk."""
+  parts = jax.tree.leaves((boxed.model_params, training_item(boxed)))
+  needed, free = sum(part.size * part.dtype.itemsize for part in parts), shutil.disk_usage(folder).free
+  if free < needed:
+    raise UserError(
+      f"a checkpoint takes {needed / 2**30:.1f} GiB but the disk of MODEL_DIR {folder} has {free / 2**30:.1f} GiB free"
+    )
 
 
 def _describe_run(folder: Path, start: Start, config_text: str | None) -> None:
@@ -291,9 +297,9 @@ def _write_config(folder: Path, text: str | None, step: int | None) -> None:
   path.write_text(text, encoding="utf-8")
 
 
-def _require_same_order(store: checkpoints.CheckpointStore, order: Mapping[str, Any]) -> None:
+def _require_same_order(store: checkpoints.CheckpointStore, step: int, order: Mapping[str, Any]) -> None:
   """UserError where a run would go on with other batches than it began with."""
-  saved = store.progress(store.latest_step())
+  saved = store.progress(step)
   for name, value in order.items():
     if saved.get(name) != value:
       raise UserError(
@@ -302,28 +308,22 @@ def _require_same_order(store: checkpoints.CheckpointStore, order: Mapping[str, 
       )
 
 
-def _first_or_saved_state(store, start, optimizer, partitioner, boxed: TrainState, seed: int) -> TrainState:
-  saved = store.latest_step()
-  if saved is None:
-    return place(start, optimizer, partitioner, seed)
-  shardings = partitioner.shardings(boxed)
-  return TrainState(
-    step=jax.device_put(np.int32(saved), partitioner.replicated),
-    params=store.restore(saved, "params", boxed.params, shardings.params),
-    optimizer=store.restore(saved, "optimizer", boxed.optimizer, shardings.optimizer),
-  )
+def _scores_of(row: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: value for name, value in row.items() if name != "kind"}
 
 
 def _introduce(progress, start, partitioner, loader, scored, boxed, first_step, explain) -> None:
   """What is about to happen, before the first compilation."""
   count = sum(int(np.prod(box.shape)) for box in jax.tree.leaves(boxed.params))
   progress.say(f"{start.metadata.family} {start.metadata.head}: {count:,} parameters on mesh {partitioner.describe()}")
+  if jax.process_count() > 1:
+    progress.say(f"{jax.process_count()} processes, {jax.local_device_count()} devices each")
   if start.newly_initialised and first_step == 0:
     progress.say(f"newly initialised: {', '.join(start.newly_initialised)}")
+  labels = f"{len(loader.label_names)} labels, " if loader.label_names else ""
   progress.say(
     f"{loader.num_examples:,} training examples, {sum(each.num_examples for each in scored.values()):,} for "
-    f"validation, {len(loader.label_names)} labels, batches of {loader.batch_size} at lengths "
-    + ", ".join(map(str, loader.buckets))
+    f"validation, {labels}batches of {loader.batch_size} at lengths {', '.join(map(str, loader.buckets))}"
   )
   if first_step:
     progress.say(f"going on from step {first_step}")

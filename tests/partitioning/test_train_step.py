@@ -11,10 +11,10 @@ import pytest
 
 from fsb_jax import models
 from fsb_jax.partitioning import Partitioner, make_mesh
+from fsb_jax.training.levers import Levers
 from fsb_jax.training.losses import OBJECTIVES
-from fsb_jax.training.optimizers import adamw
-from fsb_jax.training.start import abstract_state
-from fsb_jax.training.step import new_state, train_step
+from fsb_jax.training.optimizers import adafactor, adamw, lion
+from fsb_jax.training.step import Update, abstract_state
 
 HEAD = "pretraining"
 MESHES = [
@@ -55,10 +55,10 @@ def batch():
 OPTIMIZER = adamw(learning_rate=1e-2, max_gradient_norm=None)
 
 
-def one_step(partitioner, params, batch, config):
+def one_step(partitioner, params, batch, config, optimizer=OPTIMIZER, **options):
   """The state after one step from `params` (of one device), and its metrics."""
-  model = models.build("bert", config, HEAD)
-  boxed = abstract_state(model, OPTIMIZER)
+  update = Update(models.build("bert", config, HEAD), OBJECTIVES[HEAD], optimizer, seed=3, **options)
+  boxed = abstract_state(update)
   partitioner.validate(boxed)
   shardings = partitioner.shardings(boxed)
   padded = jax.tree.map(
@@ -66,10 +66,8 @@ def one_step(partitioner, params, batch, config):
     boxed.params, params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
   )
   placed = jax.tree.map(jax.device_put, padded, shardings.params)
-  state = partitioner.jit(lambda p: new_state(p, OPTIMIZER), out_shardings=shardings)(placed)
-  step = partitioner.jit(
-    train_step(model, OBJECTIVES[HEAD], OPTIMIZER, seed=3), out_shardings=(shardings, None), donate_argnums=0
-  )
+  state = partitioner.jit(update.first_state, out_shardings=shardings)(placed)
+  step = partitioner.jit(update, out_shardings=(shardings, None), donate_argnums=0)
   return step(state, partitioner.shard_batch(batch))
 
 
@@ -119,7 +117,7 @@ def test_a_step_equals_one_device(mesh, single, batch):
 
   # What rules split, the devices hold in parts: parameters and both moments.
   with jax.enable_x64(True):
-    boxed = abstract_state(models.build("bert", config, HEAD), OPTIMIZER).params
+    boxed = models.abstract_params(models.build("bert", config, HEAD))
   shardings = partitioner.shardings(boxed)
   expected = sum(
     8 * math.prod(sharding.shard_shape(box.value.shape))
@@ -135,6 +133,76 @@ def test_a_step_equals_one_device(mesh, single, batch):
   # Position tables and norms stay whole; the rest, nearly all of a real model, is split.
   whole_parts = 8 * sum(np.asarray(x).size for x in jax.tree.leaves(params["position_embed"]))
   assert expected <= (whole - whole_parts) / parts * 1.25 + whole_parts
+
+
+def on_one_device(batch, options, **changes):
+  """Parameters to start from, and the state and metrics that one step on one device makes of them."""
+  partitioner = Partitioner(make_mesh(devices=jax.devices()[:1]))
+  config = dataclasses.replace(config_for(partitioner), **changes)
+  model = models.build("bert", config, HEAD)
+  params = jax.tree.map(np.asarray, nn.meta.unbox(model.init(jax.random.key(0), models.dummy_ids(model))["params"]))
+  return params, *one_step(partitioner, params, batch, config, **options)
+
+
+def test_levers_equal_one_device(batch):
+  rates = {r"layers_0/": 0.0, r"layers_1/mlp/": 0.5, "position_embed": 0}
+  levers = Levers(label_smoothing=0.1, r_drop=0.5, fgm=1.0, ema_decay=0.5, parameter_rates=rates)
+  options = {"levers": levers, "microbatches": 2}
+  partitioner = Partitioner({"data": 2, "fsdp": 2, "tensor": 2})
+  with jax.enable_x64(True):
+    params, want, want_metrics = on_one_device(batch, options)
+    got, metrics = one_step(partitioner, params, batch, config_for(partitioner), **options)
+    for name in ("loss", "gradient_norm"):
+      assert float(metrics[name]) == pytest.approx(float(want_metrics[name]), abs=1e-9)
+    slopes = models.flatten(gradients(want))
+    flat = {name: models.flatten(cut(getattr(got, name), params)) for name in ("params", "average")}
+    start = models.flatten(params)
+  frozen = [path for path in start if path not in slopes]
+  assert frozen == ["position_embed/embedding"]
+  for name, ours in flat.items():
+    for path, expected in models.flatten(cut(getattr(want, name), params)).items():
+      felt = np.abs(slopes.get(path, np.ones(start[path].shape))) > 1e-6
+      np.testing.assert_allclose(ours[path][felt], expected[felt], atol=1e-9, err_msg=f"{name} {path}")
+      if path in frozen:
+        np.testing.assert_array_equal(expected, start[path])
+      elif "/layers/" in path and not path.endswith("attention/key/bias"):
+        assert np.array_equal(expected[0], start[path][0]) and not np.array_equal(expected[1], start[path][1])
+  # Moments and averages are split as their parameters are.
+  shares = {name: bytes_on_one_device(getattr(got, name)) for name in ("params", "average", "optimizer")}
+  idle = sum(start[path].nbytes for path in frozen)
+  assert shares["average"] == shares["params"] and 0 <= shares["optimizer"] - 2 * (shares["params"] - idle) <= 32
+
+
+@pytest.mark.parametrize(
+  "optimizer,share",
+  [(lion(learning_rate=1e-3), (0.99, 1.01)), (adafactor(learning_rate=1e-2, smallest_factored=8), (0, 0.5))],
+  ids=["lion", "adafactor"],
+)
+def test_other_optimizers_equal_one_device(optimizer, share, batch):
+  partitioner = Partitioner({"data": 2, "fsdp": 2, "tensor": 2})
+  with jax.enable_x64(True):
+    # A vocabulary that needs no padding: Adafactor's means are over all rows.
+    params, want, _ = on_one_device(batch, {"optimizer": optimizer}, vocab_size=104)
+    config = dataclasses.replace(config_for(partitioner), vocab_size=104)
+    got, _ = one_step(partitioner, params, batch, config, optimizer=optimizer)
+    expected, ours, start = (models.flatten(jax.device_get(tree)) for tree in (want.params, got.params, params))
+  for path in expected:
+    # Its gradient is zero but for rounding, of which both take the sign.
+    if not path.endswith("attention/key/bias"):
+      np.testing.assert_allclose(ours[path], expected[path], atol=1e-9, err_msg=path)
+      assert not np.array_equal(expected[path], start[path]), path
+  low, high = share
+  assert low < bytes_on_one_device(got.optimizer) / bytes_on_one_device(got.params) < high
+  if low == 0:
+    boxed = abstract_state(Update(models.build("bert", config, HEAD), OBJECTIVES[HEAD], optimizer)).optimizer
+    kept = {leaf.names for leaf in jax.tree.leaves(boxed, is_leaf=is_box) if is_box(leaf)}
+    # What is not factored is as large as its parameter and split like it.
+    assert ("layers", "mlp") in kept and ("vocab",) in kept and ("layers", "embed", "mlp") not in kept
+    assert not [names for names in kept if any(isinstance(name, tuple) for name in names)]
+
+
+def is_box(x):
+  return isinstance(x, nn.LogicallyPartitioned)
 
 
 def test_the_table_explains_every_parameter():

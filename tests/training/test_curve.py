@@ -10,7 +10,7 @@ from torch_reference import QUICK, make_batch, make_pair
 from fsb_jax import models
 from fsb_jax.training.losses import OBJECTIVES
 from fsb_jax.training.optimizers import adamw, schedule
-from fsb_jax.training.step import new_state, train_step
+from fsb_jax.training.step import Update
 
 STEPS, WARMUP, LEARNING_RATE, WEIGHT_DECAY, ROWS = 20, 4, 3e-3, 0.1, 8
 NO_DROPOUT = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -62,9 +62,9 @@ def torch_curve(pair, clip):
 def our_curve(pair, params, microbatches, clip):
   rate = schedule(kind="linear", learning_rate=LEARNING_RATE, train_steps=STEPS, warmup_steps=WARMUP)
   optimizer = adamw(learning_rate=rate, weight_decay=WEIGHT_DECAY, max_gradient_norm=clip)
-  step = train_step(pair.model, OBJECTIVES[pair.head], optimizer, microbatches=microbatches)
-  step = jax.jit(step, compiler_options=QUICK)
-  state, losses = new_state(jax.tree.map(jax.numpy.asarray, params), optimizer), []
+  update = Update(pair.model, OBJECTIVES[pair.head], optimizer, microbatches=microbatches)
+  step = jax.jit(update, compiler_options=QUICK)
+  state, losses = update.first_state(jax.tree.map(jax.numpy.asarray, params)), []
   for batch in batches(pair):
     state, metrics = step(state, {**batch, "weights": np.ones(ROWS, np.float32)})
     losses.append(float(metrics["loss"]))

@@ -1,24 +1,17 @@
-import collections
 import itertools
-import json
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-import seqio
-import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_tasks import CHARACTERS, declare_table
 
-from fsb_jax import tasks
-from fsb_jax.encodings import bert_tokenizer_from_characters, load_tokenizer
+from fsb_jax.encodings import bert_tokenizer_from_characters
 from fsb_jax.errors import UserError
-from fsb_jax.training.data import Loader, choose_buckets
+from fsb_jax.training.batching import Batching
+from fsb_jax.training.data import Loader
 
-DATA_DIR = Path(os.environ.get("FSB_DATA_DIR", Path(__file__).parents[3] / "shared" / "data"))
-CHARACTERS = "今天气真好不知道"
 FIELDS = {"input_ids", "attention_mask", "token_type_ids", "labels", "weights", "example_ids"}
 slow_setup = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -30,24 +23,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def declare(tmp_path):
-  """Declares the task `table` with texts of the given lengths and returns its name."""
-
-  def write(lengths, pairs=False):
-    rows = [
-      {
-        "text": "".join(itertools.islice(itertools.cycle(CHARACTERS[number % 8 :]), length)),
-        "second": CHARACTERS[: 1 + number % 8],
-        "label": f"class{number % 3}",
-      }
-      for number, length in enumerate(lengths)
-    ]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    names = ["class0", "class1", "class2"]
-    tasks.table_task("table", {"train": path}, "text", "second" if pairs else None, label_names=names)
-    return "table"
-
-  return write
+  return lambda lengths, pairs=False: declare_table(tmp_path / "rows.jsonl", lengths, pairs)
 
 
 def same(batch, other):
@@ -76,7 +52,7 @@ def test_every_example_once_in_batches_as_a_naive_reference(
   loader = Loader(declare(lengths, pairs), "train", tokenizer, 24, batch_size, shuffle=shuffle, buckets=buckets)
   assert loader.num_examples == len(lengths)
   batches = list(loader.batches(epoch))
-  assert len(batches) == loader.steps_per_epoch(epoch) == -(-len(lengths) // batch_size)
+  assert len(batches) == loader.steps_per_epoch() == -(-len(lengths) // batch_size)
   served = np.concatenate([batch["example_ids"][batch["weights"] > 0] for batch in batches])
   assert sorted(served.tolist()) == list(range(len(lengths)))
   tokens = 0
@@ -123,18 +99,83 @@ def test_starting_at_a_step_equals_advancing_to_it(tokenizer, declare, lengths, 
 
 
 @slow_setup
-@given(lengths=LENGTHS, process_count=st.sampled_from([2, 4]), shuffle=st.booleans())
-def test_hosts_together_serve_the_global_batches(tokenizer, declare, lengths, process_count, shuffle):
+@given(
+  lengths=LENGTHS,
+  hosts=st.integers(1, 4).flatmap(
+    # Every row at some host; some rows at several.
+    lambda count: st.lists(st.sets(st.integers(0, count - 1), min_size=1), min_size=8, max_size=8)
+  ),
+  order=st.randoms(use_true_random=False),
+  shuffle=st.booleans(),
+)
+def test_hosts_together_serve_the_global_batches(tokenizer, declare, lengths, hosts, order, shuffle):
   name = declare(lengths)
 
-  def batches(index, count):
-    options = {"seed": 5, "shuffle": shuffle, "process_index": index, "process_count": count}
-    return list(Loader(name, "train", tokenizer, 24, 8, **options).batches(1))
+  def loader(rows):
+    return Loader(name, "train", tokenizer, 24, 8, seed=5, shuffle=shuffle, rows=rows)
 
-  hosts = [batches(index, process_count) for index in range(process_count)]
-  for batch, *parts in zip(batches(0, 1), *hosts, strict=True):
-    assert len({part["input_ids"].shape for part in parts}) == 1
-    same(batch, {name: np.concatenate([part[name] for part in parts]) for name in FIELDS})
+  whole = loader(None)
+  parts = []
+  for host in sorted(set().union(*hosts)):
+    rows = [row for row in range(8) if host in hosts[row]]
+    order.shuffle(rows)
+    parts.append((rows, loader(rows)))
+  assert {part.digest for _, part in parts} == {whole.digest}
+  steps = whole.steps_per_epoch()
+  served = [list(part.stream(steps - 1, 2 * steps)) for _, part in parts]
+  for step, batch in enumerate(whole.stream(steps - 1, 2 * steps)):
+    joined = {field: np.full_like(batch[field], -7) for field in FIELDS}
+    for (rows, part), batches in zip(parts, served):
+      for field in FIELDS:
+        joined[field][rows] = batches[step][field]
+      epoch, step_of_epoch = divmod(steps - 1 + step, steps)
+      np.testing.assert_array_equal(part.example_ids(epoch, step_of_epoch), batch["example_ids"])
+    same(batch, joined)
+
+
+@slow_setup
+@given(lengths=LENGTHS, shuffle=st.booleans(), first=st.integers(0, 40), count=st.integers(0, 20))
+def test_a_stream_that_goes_on_at_any_step_equals_the_uninterrupted_one(
+  tokenizer, declare, lengths, shuffle, first, count
+):
+  name = declare(lengths)
+  whole = Loader(name, "train", tokenizer, 24, 4, seed=3, shuffle=shuffle)
+  steps = whole.steps_per_epoch()
+  epochs = itertools.chain.from_iterable(whole.batches(epoch) for epoch in range((first + count) // steps + 1))
+  resumed = Loader(name, "train", tokenizer, 24, 4, seed=3, shuffle=shuffle).stream(first, first + count)
+  for batch, other in zip(resumed, itertools.islice(epochs, first, first + count), strict=True):
+    same(batch, other)
+
+
+def test_the_digest_sees_whatever_decides_the_batches(tokenizer, declare):
+  lengths = [3, 5, 9, 14] * 3
+
+  def digest(lengths=lengths, pairs=False, max_length=24, batch_size=4, **options):
+    options = {"seed": 1, "shuffle": True, "buckets": (8, 24), **options}
+    return Loader(declare(lengths, pairs), "train", tokenizer, max_length, batch_size, **options).digest
+
+  original = digest()
+  assert len(original) == 64 and original == digest() == digest(rows=[2, 0])
+  others = [
+    digest([*lengths[:-1], 13]), digest(lengths[::-1]), digest(lengths[:-1]), digest(pairs=True), digest(max_length=12),
+    digest(batch_size=6), digest(seed=2), digest(shuffle=False), digest(buckets=(16, 24)), digest(buckets=(8, 16, 24)),
+  ]
+  assert len({original, *others}) == 11
+
+
+def test_a_stream_prepares_the_next_epoch_before_the_last_ends(tokenizer, declare, monkeypatch):
+  """An order that takes long to draw does not hold up the batches around an epoch's end."""
+  drawing = 0.7
+  original = Batching._order
+  monkeypatch.setattr(Batching, "_order", lambda self, epoch: time.sleep(drawing) or original(self, epoch))
+  loader = Loader(declare([5] * 80), "train", tokenizer, 24, 4, shuffle=True)
+  waits, since = [], time.monotonic()
+  for _ in loader.stream(0, 60):
+    waits.append(time.monotonic() - since)
+    time.sleep(0.04)  # a step; an epoch of twenty takes longer than its order
+    since = time.monotonic()
+  assert waits[0] > 0.5 and max(waits[1:]) < 0.2
+  assert loader.waited == pytest.approx(sum(waits), abs=0.05)
 
 
 def test_order_depends_on_seed_and_epoch_and_nothing_else(tokenizer, declare):
@@ -169,193 +210,27 @@ def test_leftovers_move_up_and_only_the_last_batch_is_filled(tokenizer, declare)
   assert [batch["input_ids"].shape[1] for batch in batches] == [8, 16, 24]
   assert [batch["example_ids"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
   assert batches[2]["weights"].tolist() == [1, 1, 0, 0]
+  assert batches[2]["labels"].tolist() == [2, 0, -100, -100]
   np.testing.assert_array_equal(batches[2]["input_ids"][2], batches[2]["input_ids"][0])
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-  lengths=st.lists(st.integers(2, 60), min_size=1, max_size=30),
-  count=st.integers(1, 4),
-  max_length=st.sampled_from([60, 61, 64]),
-)
-def test_buckets_are_the_best_of_all(lengths, count, max_length):
-  def padded(edges):
-    return sum(min(edge for edge in edges if edge >= length) for length in lengths)
-
-  chosen = choose_buckets(np.array(lengths), count, max_length)
-  largest = min(max_length, -(-max(lengths) // 8) * 8)
-  assert chosen[-1] == largest and len(chosen) <= count and list(chosen) == sorted(set(chosen))
-  smaller = range(8, largest, 8)
-  every = [(*edges, largest) for size in range(count) for edges in itertools.combinations(smaller, size)]
-  assert padded(chosen) == min(map(padded, every))
-
-
-@pytest.fixture
-def clue_like(tokenizer, tmp_path, monkeypatch):
-  """A mixture of three tables with 30, 10 and 5 rows, given to SeqIO by its user."""
-  members = {"large": 30, "middle": 10, "small": 5}
-  for name, size in members.items():
-    path = tmp_path / f"{name}.tsv"
-    path.write_text("text\tlabel\n" + "".join(f"{CHARACTERS[: 1 + row % 8]}\tab"[:-1] + "\n" for row in range(size)))
-    tasks.table_task(name, {"train": path}, "text", label_names=["a", "b"])
-  tasks.register(tokenizer)
-
-  def add(rates):
-    seqio.MixtureRegistry.remove("three")
-    if rates is None:
-      seqio.MixtureRegistry.add("three", list(members), default_rate=seqio.mixing_rate_num_examples)
-    else:
-      seqio.MixtureRegistry.add("three", list(zip(members, rates)))
-    return "three"
-
-  yield add
-  seqio.MixtureRegistry.remove("three")
-
-
-def served(loader, epoch):
-  batches = list(loader.batches(epoch))
-  return np.concatenate([batch["example_ids"][batch["weights"] > 0] for batch in batches]).tolist()
-
-
-def test_proportional_mixture_serves_each_example_once(tokenizer, clue_like):
-  loader = Loader(clue_like(None), "train", tokenizer, 16, 4, shuffle=True)
-  assert loader.label_names == ("a", "b") and loader.label_slice == (0, 2)
-  assert [loader.raw(index)["text"] for index in (0, 29, 30, 39, 40, 44)] == [
-    CHARACTERS[: 1 + row % 8] for row in (0, 29, 0, 9, 0, 4)
-  ]
-  for epoch in (0, 1):
-    assert sorted(served(loader, epoch)) == list(range(45))
-
-
-def test_mixture_follows_its_rates_and_wastes_no_example(tokenizer, clue_like):
-  loader = Loader(clue_like([1.0, 1.0, 1.0]), "train", tokenizer, 16, 4, shuffle=True)
-  counts = collections.Counter()
-  for epoch in range(2):
-    examples = served(loader, epoch)
-    members = np.searchsorted([30, 40], examples, side="right")
-    assert np.bincount(members).tolist() == [15, 15, 15]
-    counts.update(examples)
-  # Two epochs take 30 from each: one pass over the large table, three over the middle one, six over the small one.
-  assert counts == {**dict.fromkeys(range(30), 1), **dict.fromkeys(range(30, 40), 3), **dict.fromkeys(range(40, 45), 6)}
-  evaluation = Loader("three", "train", tokenizer, 16, 4, shuffle=False)
-  assert sorted(served(evaluation, 0)) == list(range(45))
-
-
-def through_seqio(name, split, max_length):
-  lengths = {"input_ids": max_length, "token_type_ids": max_length}
-  dataset = seqio.get_mixture_or_task(name).get_dataset(lengths, split, shuffle=False, num_epochs=1)
-  return [
-    (tuple(row["input_ids"].tolist()), tuple(row["token_type_ids"].tolist()), int(row["label"]))
-    for row in dataset.as_numpy_iterator()
-  ]
-
-
-def through_loader(loader):
-  rows = {}
-  for batch in loader.batches(0):
-    for row in np.flatnonzero(batch["weights"]):
-      length = batch["attention_mask"][row].sum()
-      ids, types = (tuple(batch[name][row, :length].tolist()) for name in ("input_ids", "token_type_ids"))
-      rows[int(batch["example_ids"][row])] = (ids, types, int(batch["labels"][row]))
-  return [rows[index] for index in sorted(rows)]
-
-
-@pytest.mark.parametrize("pairs", [True, False])
-def test_loader_equals_the_seqio_pipeline(tokenizer, declare, pairs):
-  name = declare(range(30), pairs)
-  loader = Loader(name, "train", tokenizer, 16, 4, shuffle=False)
-  assert through_loader(loader) == through_seqio(name, "train", 16)
-
-
-def test_a_mixtures_examples_equal_the_seqio_pipelines(tokenizer, clue_like):
-  loader = Loader(clue_like(None), "train", tokenizer, 16, 4, shuffle=True)
-  expected = [row for name in ("large", "middle", "small") for row in through_seqio(name, "train", 16)]
-  assert through_loader(loader) == expected
-
-
-@pytest.fixture(scope="module")
-def bert_tokenizer(tmp_path_factory):
-  vocabulary = DATA_DIR / "tokenizers" / "bert_base_chinese_vocab.txt"
-  if not vocabulary.is_file():
-    pytest.skip(f"CLUE's files and the BERT vocabulary are not under {DATA_DIR} (set FSB_DATA_DIR)")
-  folder = tmp_path_factory.mktemp("bert")
-  (folder / "vocab.txt").write_bytes(vocabulary.read_bytes())
-  return load_tokenizer(folder)
-
-
-@pytest.mark.parametrize("name", ["iflytek", "clue_classification.ocnli"])
-def test_loader_equals_the_seqio_pipeline_on_clue(bert_tokenizer, name):
-  loader = Loader(name, "validation", bert_tokenizer, 64, 32, shuffle=False, data_dir=DATA_DIR)
-  assert through_loader(loader) == through_seqio(name, "validation", 64)
-
-
-@pytest.mark.slow
-def test_clue_mixture_equals_the_seqio_pipeline(bert_tokenizer):
-  start = time.perf_counter()
-  loader = Loader("clue_classification", "train", bert_tokenizer, 64, 32, shuffle=True, data_dir=DATA_DIR)
-  print(f"read and tokenised {loader.num_examples / (time.perf_counter() - start):.0f} examples/s")
-  assert loader.num_examples == 53_360 + 34_334 + 9_985 + 928 and loader.label_slice == (0, 139)
-  assert sorted(served(loader, 0)) == list(range(loader.num_examples))
-  assert sorted(through_loader(loader)) == sorted(through_seqio("clue_classification", "train", 64))
 
 
 def test_resuming_does_not_serve_what_came_before(tokenizer, declare, monkeypatch):
   loader = Loader(declare([5] * 400), "train", tokenizer, 24, 4, shuffle=True)
   built = []
   original = Loader._batch
-  monkeypatch.setattr(Loader, "_batch", lambda self, plan, step: built.append(step) or original(self, plan, step))
+  monkeypatch.setattr(Loader, "_batch", lambda self, *planned: built.append(planned[0]) or original(self, *planned))
   next(loader.batches(0, 90))
-  assert min(built) == 90
+  rest = [loader.example_ids(0, step).tolist() for step in range(90, 100)]
+  assert built and all(planned.tolist() in rest for planned in built)
 
 
-@pytest.fixture
-def foreign():
-  names = []
-
-  def add(name, columns, label_vocabulary):
-    names.append(name)
-    integers = seqio.Feature(seqio.PassThroughVocabulary(100), add_eos=False)
-    rows = [{"input_ids": list(range(2, 3 + row)), "label": row % 2} for row in range(9)]
-
-    def dataset(split, shuffle_files):
-      del split, shuffle_files
-      return tf.data.Dataset.from_generator(
-        lambda: ({column: row[column] for column in columns} for row in rows),
-        output_signature={
-          column: tf.TensorSpec([None] if column == "input_ids" else [], tf.int32) for column in columns
-        },
-      )
-
-    label = seqio.Feature(label_vocabulary, add_eos=False, rank=0)
-    features = {"input_ids": integers, "label": label}
-    seqio.TaskRegistry.add(
-      name,
-      source=seqio.FunctionDataSource(dataset, splits=["train"]),
-      output_features={column: features[column] for column in columns},
-    )
-    return name
-
-  yield add
-  for name in names:
-    seqio.TaskRegistry.remove(name)
-
-
-def test_a_foreign_seqio_task_runs_its_own_pipeline(tokenizer, foreign):
-  name = foreign("their_task", ["input_ids", "label"], seqio.PassThroughVocabulary(2))
-  loader = Loader(name, "train", tokenizer, 6, 3, shuffle=False)
-  assert loader.label_names == ("0", "1") and loader.num_examples == 9
-  assert through_loader(loader) == [
-    (tuple(range(2, min(3 + row, 8))), (0,) * min(1 + row, 6), row % 2) for row in range(9)
-  ]
-  assert loader.raw(4)["label"] == 0
-
-
-def test_mistakes_are_named(tokenizer, declare, foreign, tmp_path):
+def test_mistakes_are_named(tokenizer, declare):
   name = declare([3] * 9)
   cases = [
-    ({"batch_size": 6, "process_count": 4}, "batch_size 6 must be a positive multiple of the number of hosts, 4"),
     ({"batch_size": 0}, "batch_size 0 must be"),
-    ({"process_index": 2, "process_count": 2}, r"process_index 2 is outside 0\.\.1"),
+    ({"rows": [0, 4]}, r"rows \[0, 4\] must be some of a batch's rows, 0 to 3"),
+    ({"rows": [-1]}, r"rows \[-1\] must be"),
+    ({"rows": []}, r"rows \[\] must be"),
     ({"seed": -1}, "seed -1"),
     ({"buckets": 0}, "buckets 0 must be at least 1"),
     ({"buckets": (16, 8)}, r"buckets \(16, 8\) must be positive lengths in ascending order"),
@@ -363,11 +238,6 @@ def test_mistakes_are_named(tokenizer, declare, foreign, tmp_path):
     ({"max_length": 2}, "max_length 2 leaves no room"),
     ({"split": "validation"}, "no split 'validation'; its splits are train"),
     ({"task_name": "absent"}, "There is no task 'absent'; the known ones are tnews"),
-    ({"task_name": foreign("unlabelled", ["input_ids"], None)}, "gives no feature 'label'"),
-    (
-      {"task_name": foreign("unsized", ["input_ids", "label"], seqio.PassThroughVocabulary(0))},
-      "does not say how many labels",
-    ),
   ]
   for change, message in cases:
     options = {"task_name": name, "split": "train", "max_length": 24, "batch_size": 4, "shuffle": True, **change}
@@ -377,13 +247,11 @@ def test_mistakes_are_named(tokenizer, declare, foreign, tmp_path):
   assert list(loader.batches(0, 3)) == []
   with pytest.raises(UserError, match="Step 4 is outside epoch 0, which has 3 steps"):
     loader.batches(0, 4)
+  with pytest.raises(UserError, match="Step 3 is outside epoch 1, which has 3 steps"):
+    loader.example_ids(1, 3)
+  for steps in ((-1, 2), (3, 2)):
+    with pytest.raises(UserError, match="are no steps of a run"):
+      loader.stream(*steps)
   for index in (-1, 9):
     with pytest.raises(UserError, match=f"Example {index} is outside"):
       loader.raw(index)
-
-
-def test_a_users_mixture_keeps_the_tokenizer_it_was_registered_with(tokenizer, clue_like, tmp_path):
-  name = clue_like(None)
-  other = bert_tokenizer_from_characters("今", tmp_path / "other")
-  with pytest.raises(UserError, match="is registered with another tokenizer"):
-    Loader(name, "train", other, 16, 4, shuffle=True)

@@ -89,24 +89,91 @@ def torch_loss(head, scores, labels):
   return loss.item(), {name: x.grad.numpy() for name, x in tensors.items()}
 
 
-def our_loss(head, scores, batch, weights=None):
-  function = jax.value_and_grad(lambda scores: OBJECTIVES[head](OUTPUTS[head](**scores), batch, weights))
+def our_loss(head, scores, batch, weights=None, smoothing=0.0):
+  function = jax.value_and_grad(lambda scores: OBJECTIVES[head](OUTPUTS[head](**scores), batch, weights, smoothing))
   return jax.jit(function, compiler_options=QUICK)(scores)
 
 
+def our_divergence(head, one, other, batch, weights=None):
+  """The divergence and its gradients by the scores of both passes."""
+
+  def function(one, other):
+    return OBJECTIVES[head].divergence(OUTPUTS[head](**one), OUTPUTS[head](**other), batch, weights)
+
+  return jax.jit(jax.value_and_grad(function, argnums=(0, 1)), compiler_options=QUICK)(one, other)
+
+
+# What is (sum, weight): a function of scores and batch, and of the weights of a larger batch.
+SUMMED = {
+  "loss": our_loss,
+  "smoothed": lambda *args: our_loss(*args, smoothing=0.2),
+  "divergence": lambda head, scores, *args: with_other_half(our_divergence, head, scores, *args),
+}
+
+
+def with_other_half(function, head, scores, *args):
+  """`function` of the scores and of their halves; the gradient by the first."""
+  value, (gradients, _) = function(head, scores, {name: x / 2 for name, x in scores.items()}, *args)
+  return value, gradients
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("head", OBJECTIVES)
-def test_loss_and_gradients_are_those_of_transformers(head):
+def test_loss_and_gradients_are_those_of_transformers(head, smoothing, monkeypatch):
   scores, labels = scores_of(head), labels_of(head)
+  plain, _ = torch_loss(head, scores, labels)
+  # The heads make their losses themselves, and none smooths.
+  make = torch.nn.CrossEntropyLoss.__init__
+  monkeypatch.setattr(
+    torch.nn.CrossEntropyLoss, "__init__", lambda self, **options: make(self, label_smoothing=smoothing, **options)
+  )
   expected, expected_gradients = torch_loss(head, scores, labels)
+  assert (abs(expected - plain) > 0.01) == bool(smoothing)
   with jax.enable_x64(True):
-    loss, gradients = our_loss(head, scores, labels)
+    loss, gradients = our_loss(head, scores, labels, smoothing=smoothing)
   assert loss == pytest.approx(expected, rel=1e-12) and expected > 0.1
   for name, gradient in gradients.items():
     np.testing.assert_allclose(gradient, expected_gradients[name], rtol=1e-9, atol=1e-14)
 
 
+def torch_divergence(head, one, other, labels):
+  """What an R-Drop loop adds for every cross-entropy: kl_div both ways, at the positions that have a label."""
+  terms = {
+    "pretraining": [("prediction_logits", "labels", 1), ("seq_relationship_logits", "next_sentence_label", 1)],
+    "question_answering": [("start_logits", "start_positions", 0.5), ("end_logits", "end_positions", 0.5)],
+  }.get(head, [("logits", "labels", 1)])
+  passes = [{name: torch.from_numpy(x).requires_grad_() for name, x in scores.items()} for scores in (one, other)]
+  total = 0
+  for scores, label, scale in terms:
+    kept = torch.from_numpy((labels[label] >= 0) & ((labels[label] < LENGTH) | (head != "question_answering")))
+    p, q = (tensors[scores][kept] for tensors in passes)
+    kl = torch.nn.functional.kl_div
+    there = kl(p.log_softmax(-1), q.softmax(-1), reduction="none").sum(-1).mean()
+    back = kl(q.log_softmax(-1), p.softmax(-1), reduction="none").sum(-1).mean()
+    total = total + scale * (there + back) / 2
+  total.backward()
+  return total.item(), [{name: x.grad.numpy() for name, x in tensors.items()} for tensors in passes]
+
+
 @pytest.mark.parametrize("head", OBJECTIVES)
-def test_filling_rows_change_nothing(head):
+def test_divergence_and_gradients_are_those_of_pytorch(head):
+  one, labels = scores_of(head), labels_of(head)
+  other = {name: x + np.random.default_rng(5).normal(size=x.shape) for name, x in one.items()}
+  expected, expected_gradients = torch_divergence(head, one, other, labels)
+  with jax.enable_x64(True):
+    value, gradients = our_divergence(head, one, other, labels)
+    same, _ = our_divergence(head, one, one, labels)
+  assert value == pytest.approx(expected, rel=1e-12) and expected > 0.05
+  assert float(same) == 0
+  for ours, theirs in zip(gradients, expected_gradients, strict=True):
+    for name, gradient in ours.items():
+      np.testing.assert_allclose(gradient, theirs[name], rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", SUMMED)
+@pytest.mark.parametrize("head", OBJECTIVES)
+def test_filling_rows_change_nothing(head, kind):
+  our_loss = SUMMED[kind]
   with jax.enable_x64(True):
     scores, labels = scores_of(head), labels_of(head)
     loss, gradients = our_loss(head, scores, labels)
@@ -126,8 +193,10 @@ def test_nothing_to_learn_from_is_a_loss_of_zero(head):
   assert loss == 0 and not any(np.asarray(g).any() for g in gradients.values())
 
 
+@pytest.mark.parametrize("kind", SUMMED)
 @pytest.mark.parametrize("head", OBJECTIVES)
-def test_parts_add_up_to_the_whole(head):
+def test_parts_add_up_to_the_whole(head, kind):
+  our_loss = SUMMED[kind]
   with jax.enable_x64(True):
     scores, labels = scores_of(head), labels_of(head)
     whole, gradients = our_loss(head, scores, labels)
@@ -142,7 +211,9 @@ def test_parts_add_up_to_the_whole(head):
       np.testing.assert_allclose(parts[i][1][name], gradient[i::2], rtol=1e-12)
 
 
-def test_padded_vocabulary_rows_give_finite_loss_and_no_gradient():
+@pytest.mark.parametrize("kind", SUMMED)
+def test_padded_vocabulary_rows_give_finite_loss_and_no_gradient(kind):
+  our_loss = SUMMED[kind]
   scores, labels = scores_of("masked_lm", np.float32), labels_of("masked_lm")
   labels["weights"] = np.array([1, 1, 0, 1, 1, 0], np.float32)
   loss, gradients = our_loss("masked_lm", scores, labels)

@@ -17,7 +17,7 @@ from convert_torch.weights import table
 
 from fsb_jax import models
 from fsb_jax.errors import UserError
-from fsb_jax.training.optimizers import adamw, decay_mask, schedule
+from fsb_jax.training.optimizers import adafactor, adamw, decay_mask, layer_by_layer, lion, schedule
 
 GOLDENS = Path(os.environ.get("FSB_GOLDENS_DIR", Path(__file__).resolve().parents[3] / "shared" / "goldens"))
 FIGURES = GOLDENS / "optim_schedules" / "data.json"
@@ -98,9 +98,9 @@ def test_mistakes_are_one_sentence():
     schedule(train_steps=10, warmup_steps=-1)
 
 
-def trained(params, gradients, **options):
+def trained(params, gradients, make=adamw, **options):
   """Parameters after every update."""
-  optimizer = adamw(max_gradient_norm=None, **options)
+  optimizer = make(**{"max_gradient_norm": None, **options})
   state, trajectory = optimizer.init(params), []
   for gradient in gradients:
     updates, state = optimizer.update(gradient, state, params)
@@ -147,6 +147,177 @@ def test_biases_and_norms_do_not_decay():
     optimizer.step()
   for name, tensor in tensors.items():
     np.testing.assert_allclose(ours[name], tensor.detach().numpy(), rtol=1e-12)
+
+
+def drawn(steps, **shapes):
+  """Parameters and gradients of some steps, of very different sizes."""
+  random = np.random.default_rng(0)
+
+  def tree():
+    sizes = {name: 10.0 ** random.integers(-3, 2) for name in shapes}
+    return {name: jnp.array(random.normal(size=shape) * sizes[name]) for name, shape in shapes.items()}
+
+  return tree(), [tree() for _ in range(steps)]
+
+
+def stacked_as(layers):
+  """Trees by layer as one tree of a stack, and a parameter outside of it."""
+  stack = jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
+  return {"encoder": {"layers": stack}, "head": layers[0]}
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_adafactor_is_that_of_transformers(relative):
+  with jax.enable_x64(True):
+    shapes = dict(kernel=(6, 4), square=(5, 5), embedding=(9, 3), bias=(4,))
+    start, gradients = drawn(8, **shapes)
+    ours = trained(
+      start, gradients, adafactor, learning_rate=0.01, scale_by_parameter=relative, clipping_threshold=0.9,
+      smallest_factored=1,
+    )
+  tensors = {name: torch.nn.Parameter(torch.tensor(np.asarray(x))) for name, x in start.items()}
+  optimizer = transformers.Adafactor(
+    tensors.values(), lr=0.01, scale_parameter=relative, relative_step=False, clip_threshold=0.9
+  )
+  for gradient, mine in zip(gradients, ours, strict=True):
+    for name, tensor in tensors.items():
+      tensor.grad = torch.tensor(np.asarray(gradient[name]))
+    optimizer.step()
+    for name, tensor in tensors.items():
+      # optax takes the decay of the squares in float32.
+      np.testing.assert_allclose(mine[name], tensor.detach().numpy(), rtol=2e-6, atol=1e-9, err_msg=name)
+  assert np.abs(ours[-1]["kernel"] - start["kernel"]).max() > 1e-3 * np.abs(start["kernel"]).max()
+
+
+def test_adafactor_of_a_stack_is_that_of_its_layers():
+  options = dict(learning_rate=0.01, weight_decay=0.1, smallest_factored=4)
+  with jax.enable_x64(True):
+    # Taken as one array the stack's largest axes would be that of the layers and one of the kernel's.
+    layers = [drawn(5, kernel=(4, 4, 6), bias=(6,)) for _ in range(7)]
+    # Not alike: layers that train at once but of different sizes.
+    layers = [(jax.tree.map(lambda x, i=i: x * 2.0**i, p), jax.tree.map(lambda x, i=i: x * 3.0**i, g))
+              for i, (p, g) in enumerate(layers)]
+    alone = [trained(params, gradients, adafactor, **options)[-1] for params, gradients in layers]
+    gradients = [stacked_as([g[step] for _, g in layers]) for step in range(5)]
+    together = trained(stacked_as([p for p, _ in layers]), gradients, adafactor, **options)[-1]
+  for i, tree in enumerate(alone):
+    for name, expected in tree.items():
+      np.testing.assert_allclose(together["encoder"]["layers"][name][i], expected, rtol=1e-12)
+  np.testing.assert_allclose(together["head"]["kernel"], alone[0]["kernel"], rtol=1e-12)
+
+
+def test_layer_by_layer_keeps_stacks_of_different_depths_apart():
+  stacks = {name: {"layers": {"x": jnp.ones((layers, 3))}} for name, layers in (("encoder", 2), ("decoder", 4))}
+  params = {**stacks, "y": jnp.ones(5)}
+  # An update by the largest entry: of a layer, not of the stack.
+  largest = optax.stateless(lambda updates, _: jax.tree.map(lambda x: x / jnp.max(x), updates))
+  rule = layer_by_layer(largest)
+  gradients = jax.tree.map(lambda x: jnp.arange(1.0, x.size + 1).reshape(x.shape), params)
+  updates, _ = rule.update(gradients, rule.init(params), params)
+  assert jax.tree.structure(updates) == jax.tree.structure(params)
+  np.testing.assert_allclose(updates["encoder"]["layers"]["x"][:, -1], 1)
+  np.testing.assert_allclose(updates["decoder"]["layers"]["x"][:, -1], 1)
+  np.testing.assert_allclose(updates["y"], np.arange(1, 6) / 5)
+
+
+def test_adafactor_keeps_almost_nothing_of_a_real_model():
+  model = models.build("bert", models.sized("bert", "erlangshen_roberta_110m"), "masked_lm")
+  params = nn.meta.unbox(models.abstract_params(model))
+
+  def size(tree):
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+  states = {
+    make.__name__: size(jax.eval_shape(make(learning_rate=1e-3).init, params)) for make in (adamw, lion, adafactor)
+  }
+  assert states["adamw"] == pytest.approx(2 * size(params), rel=1e-3)
+  assert states["lion"] == pytest.approx(size(params), rel=1e-3)
+  assert states["adafactor"] < 0.02 * size(params)
+
+
+def test_lion_is_its_paper():
+  """Algorithm 2 of Chen et al. 2023."""
+  options = dict(learning_rate=0.01, beta1=0.8, beta2=0.9, weight_decay=0.3)
+  with jax.enable_x64(True):
+    start, gradients = drawn(6, kernel=(4, 3), bias=(4,))
+    ours = trained(start, gradients, lion, **options)
+  for name, decay in (("kernel", 0.3), ("bias", 0.0)):
+    x, mean = np.asarray(start[name]), 0.0
+    for gradient, mine in zip(gradients, ours, strict=True):
+      g = np.asarray(gradient[name])
+      x = x - 0.01 * (np.sign(0.8 * mean + 0.2 * g) + decay * x)
+      mean = 0.9 * mean + 0.1 * g
+      np.testing.assert_allclose(mine[name], x, rtol=1e-12)
+
+
+@pytest.mark.parametrize("make,rate", [(adamw, 0.05), (lion, 0.03), (adafactor, 0.1)])
+def test_optimizers_find_a_minimum_by_their_schedule(make, rate):
+  target = np.random.default_rng(3).normal(size=(40, 36)) + 0.5
+
+  def loss(params):
+    return jnp.mean((params["kernel"] - target) ** 2)
+
+  optimizer = make(learning_rate=schedule(learning_rate=rate, train_steps=300), weight_decay=0.0)
+  params = {"kernel": jnp.full(target.shape, 0.1)}
+  state, first = optimizer.init(params), float(loss(params))
+
+  @jax.jit
+  def step(params, state):
+    updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+    return optax.apply_updates(params, updates), state
+
+  for number in range(300):
+    after, state = step(params, state)
+    if number == 0:
+      # The warm-up starts from a rate of 0.
+      np.testing.assert_array_equal(after["kernel"], params["kernel"])
+    params = after
+  assert loss(params) < 0.01 * first
+
+
+@pytest.mark.parametrize("make", [adamw, lion, adafactor])
+def test_clipping_comes_first_and_decay_is_by_the_mask_and_the_rate(make):
+  with jax.enable_x64(True):
+    start, drawn_gradients = drawn(2, kernel=(4, 3), bias=(4,))
+    long, short, small = (
+      optax.tree.scale(norm / optax.tree.norm(tree), tree)
+      for tree, norm in zip([*drawn_gradients[:1] * 2, drawn_gradients[1]], (40.0, 0.5, 0.3), strict=True)
+    )
+    options = dict(learning_rate=0.01, weight_decay=0.0)
+    clipped = trained(start, [long, small], make, **options, max_gradient_norm=0.5)[-1]
+    by_hand = trained(start, [short, small], make, **options)[-1]
+    free = trained(start, [long, small], make, **options)[-1]
+    decayed = trained(start, [small], make, **{**options, "weight_decay": 0.5})[0]
+    plain = trained(start, [small], make, **options)[0]
+  start, clipped, by_hand, free, decayed, plain = jax.device_get((start, clipped, by_hand, free, decayed, plain))
+  np.testing.assert_allclose(clipped["kernel"], by_hand["kernel"], rtol=1e-12)
+  assert np.abs(clipped["kernel"] - free["kernel"]).max() > 1e-6
+  np.testing.assert_allclose(plain["kernel"] - decayed["kernel"], 0.01 * 0.5 * start["kernel"], rtol=1e-9)
+  np.testing.assert_array_equal(plain["bias"], decayed["bias"])
+
+
+@pytest.mark.parametrize(
+  "make,options,message",
+  [
+    (adamw, {"learning_rate": 0}, "LEARNING_RATE must be a number above 0, not 0"),
+    (adamw, {"weight_decay": -0.1}, "WEIGHT_DECAY must be a number at least 0, not -0.1"),
+    (adamw, {"max_gradient_norm": 0.0}, "MAX_GRADIENT_NORM must be a number None, or above 0, not 0.0"),
+    (adamw, {"beta1": 1.0}, "beta1 must be a number at least 0 and below 1, not 1.0"),
+    (adamw, {"beta2": -0.1}, "beta2 must be a number at least 0 and below 1"),
+    (adamw, {"epsilon": 0.0}, "epsilon must be a number above 0"),
+    (lion, {"beta1": 2}, "beta1 must be a number at least 0 and below 1, not 2"),
+    (lion, {"beta2": None}, "beta2 must be a number at least 0 and below 1, not None"),
+    (lion, {"weight_decay": "1"}, "WEIGHT_DECAY must be a number at least 0, not '1'"),
+    (adafactor, {"decay_exponent": 0.0}, "decay_exponent must be a number above 0 and at most 1, not 0.0"),
+    (adafactor, {"epsilon": -1e-30}, "epsilon must be a number above 0"),
+    (adafactor, {"clipping_threshold": 0.0}, "clipping_threshold must be a number above 0, not 0.0"),
+    (adafactor, {"smallest_factored": 0}, "smallest_factored must be a number of at least 1, not 0"),
+    (adafactor, {"max_gradient_norm": -1.0}, "MAX_GRADIENT_NORM must be a number None, or above 0, not -1.0"),
+  ],
+)
+def test_impossible_optimizers_are_one_sentence(make, options, message):
+  with pytest.raises(UserError, match=message):
+    make(**{"learning_rate": 1e-3, **options})
 
 
 @pytest.mark.parametrize("norm,expected", [(10.0, 1.0), (5.0, 1.0), (1.0, 0.2), (None, 1.0)])

@@ -10,9 +10,10 @@ from tiny_hub import SHAPE
 from torch_reference import QUICK
 
 from fsb_jax import models
+from fsb_jax.training.levers import Levers
 from fsb_jax.training.losses import OBJECTIVES
 from fsb_jax.training.optimizers import adamw
-from fsb_jax.training.step import eval_step, new_state, train_step
+from fsb_jax.training.step import Update, eval_step
 
 ROWS, LENGTH, CHOICES = 4, 6, 3
 REAL = np.array([6, 3, 1, 5])
@@ -48,9 +49,8 @@ def batch_of(head="sequence_classification", rows=ROWS, weights=None):
 
 
 def one_step(model, params, batch, *, head="sequence_classification", optimizer=None, steps_done=0, **options):
-  optimizer = optimizer or optax.sgd(1.0)
-  state = new_state(params, optimizer).replace(step=jnp.int32(steps_done))
-  return jitted(train_step(model, OBJECTIVES[head], optimizer, **options))(state, batch)
+  update = Update(model, OBJECTIVES[head], optimizer or optax.sgd(1.0), **options)
+  return jitted(update)(update.first_state(params).replace(step=jnp.int32(steps_done)), batch)
 
 
 def furthest(a, b):
@@ -121,11 +121,10 @@ def test_filling_rows_do_not_train():
 def test_dropout_depends_on_seed_and_step():
   model, params = made(dropout=0.5)
   batch = batch_of()
-  optimizer = optax.sgd(1.0)
   losses = {}
   for seed in (0, 1):
-    step = jitted(train_step(model, OBJECTIVES["sequence_classification"], optimizer, seed=seed))
-    state = new_state(params, optimizer)
+    update = Update(model, OBJECTIVES["sequence_classification"], optax.sgd(1.0), seed=seed)
+    step, state = jitted(update), update.first_state(params)
     for steps_done in (0, 1, 0):
       _, metrics = step(state.replace(step=jnp.int32(steps_done)), batch)
       losses.setdefault((seed, steps_done), set()).add(float(metrics["loss"]))
@@ -174,3 +173,115 @@ def test_eval_step_returns_rows_and_sums():
   assert result["sums"]["classes"] == pytest.approx((losses * batch["weights"]).sum(), rel=1e-5)
   assert result["term_weights"]["classes"] == 3
   np.testing.assert_array_equal(step(params, batch)["logits"], result["logits"])  # nothing is dropped
+
+
+def same_bits(a, b):
+  pairs = zip(jax.tree.leaves(jax.device_get(a)), jax.tree.leaves(jax.device_get(b)), strict=True)
+  return all(x.dtype == y.dtype and np.array_equal(x, y, equal_nan=True) for x, y in pairs)
+
+
+def test_a_batch_that_is_not_finite_changes_nothing():
+  model, params = made()
+  update = Update(
+    model, OBJECTIVES["sequence_classification"], adamw(learning_rate=1e-2), levers=Levers(ema_decay=0.9)
+  )
+  step, good = jitted(update), batch_of()
+  # An id beyond the table: its embedding is not a number.
+  broken = {**good, "input_ids": good["input_ids"] + 1000 * (np.arange(ROWS) == 1)[:, None].astype(np.int32)}
+  before, _ = step(update.first_state(params), good)
+  after, metrics = step(before, broken)
+  assert np.isnan(metrics["loss"]) and metrics["bad"] == 1
+  assert after.step == 2 and same_bits(after.replace(step=before.step), before)
+  assert metrics["parameter_norm"] == pytest.approx(float(optax.tree.norm(before.params)), rel=1e-6)
+  # The run goes on as if that batch had not been: without dropout only the count of steps tells.
+  end, metrics = step(after, good)
+  straight, _ = step(before, good)
+  assert metrics["bad"] == 0 and end.step == 3 and same_bits(end.params, straight.params)
+  assert furthest(end.params, before.params) > 1e-3
+
+
+class Points(nn.Module):
+  """Scores of two classes: `scale * x + sqrt(root)` and 0. At a root of 0 its gradient is infinite."""
+
+  @nn.compact
+  def __call__(self, input_ids, attention_mask=None, deterministic=True):
+    scale, root = self.param("kernel", nn.initializers.ones_init(), (2,))
+    score = scale * input_ids + jnp.sqrt(root)
+    return models.SequenceClassificationOutput(logits=jnp.concatenate([score, jnp.zeros_like(score)], axis=-1))
+
+
+def points(xs, labels):
+  xs = jnp.asarray(xs, jnp.float32)[:, None]
+  ones = np.ones(len(xs), np.float32)
+  return {"input_ids": xs, "attention_mask": jnp.ones(xs.shape, int), "labels": np.array(labels), "weights": ones}
+
+
+def test_an_infinite_gradient_of_a_finite_loss_is_bad():
+  update = Update(Points(), OBJECTIVES["sequence_classification"], optax.sgd(0.1))
+  for root, bad in ((0.0, 1), (1.0, 0)):
+    before = update.first_state({"kernel": jnp.array([1.0, root])})
+    after, metrics = jitted(update)(before, points([1.0, -2.0], [0, 1]))
+    assert np.isfinite(metrics["loss"]) and metrics["bad"] == bad
+    assert same_bits(after.params, before.params) == bool(bad)
+    assert after.good_steps == 1 - bad
+
+
+@pytest.mark.parametrize("factor", [None, 3.0])
+def test_an_explosion_is_a_loss_above_the_typical_one(factor):
+  update = Update(
+    Points(), OBJECTIVES["sequence_classification"], optax.sgd(0.01), levers=Levers(explosion_factor=factor)
+  )
+  step, state = jitted(update), update.first_state({"kernel": jnp.array([1.0, 1.0])})
+  random, losses = np.random.default_rng(0), []
+  wrong = points([9.0, 9.0], [1, 1])
+  for number in range(130):
+    _, metrics = step(state, wrong)
+    assert metrics["loss"] > 3 * 2  # far above any of the good ones
+    # Not before there are 20 good ones to compare with.
+    assert metrics["bad"] == (factor is not None and number >= 20)
+    xs = random.normal(size=4)
+    state, metrics = step(state, points(xs, xs < 0))
+    assert metrics["bad"] == 0 and metrics["loss"] < 2
+    losses.append(float(metrics["loss"]))
+    if number < 100:
+      assert float(state.typical_loss) == pytest.approx(np.mean(losses), rel=1e-5)
+  # From then on the last hundred weigh most.
+  old, new = np.mean(losses[:100]), np.mean(losses)
+  expected = old
+  for loss in losses[100:]:
+    expected += (loss - expected) / 100
+  assert float(state.typical_loss) == pytest.approx(expected, rel=1e-5) and old != new
+  after, metrics = step(state, wrong)
+  assert same_bits(after.replace(step=state.step), state) == (factor is not None)
+  # Above the recent mean but not by so much.
+  _, metrics = step(state, points([-0.9, -0.9], [1, 1]))
+  assert state.typical_loss < metrics["loss"] < 3 * state.typical_loss and metrics["bad"] == 0
+
+
+def test_norms_are_global_and_of_the_parameters_after_the_step():
+  model, params = made()
+  state, metrics = one_step(model, params, batch_of(), optimizer=optax.sgd(0.5))
+  leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(jax.device_get(state.params))]
+  assert metrics["parameter_norm"] == pytest.approx(np.sqrt(sum((x**2).sum() for x in leaves)), rel=1e-5)
+  moved = jax.tree.map(lambda a, b: np.asarray(a, np.float64) - b, *jax.device_get((params, state.params)))
+  gradient = np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(moved))) / 0.5
+  assert metrics["gradient_norm"] == pytest.approx(gradient, rel=1e-4)
+  assert {name: x.dtype for name, x in metrics.items()} == {
+    "loss": "float32", "gradient_norm": "float32", "parameter_norm": "float32", "bad": "float32",
+    "examples": "float32", "tokens": "int32",
+  }
+
+
+def test_norms_of_bfloat16_parameters_are_taken_in_float32():
+  model, params = made(param_dtype="bfloat16", dtype="bfloat16")
+  state, metrics = one_step(model, params, batch_of(), optimizer=optax.sgd(0.0))
+  leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(jax.device_get(state.params))]
+  assert jax.tree.leaves(state.params)[0].dtype == jnp.bfloat16 and metrics["parameter_norm"].dtype == jnp.float32
+  assert metrics["parameter_norm"] == pytest.approx(np.sqrt(sum((x**2).sum() for x in leaves)), rel=1e-5)
+
+
+def test_the_compiled_function_has_a_name():
+  model, params = made()
+  update = Update(model, OBJECTIVES["sequence_classification"], optax.sgd(1.0))
+  lowered = jax.jit(update).lower(jax.eval_shape(update.first_state, params), batch_of())
+  assert "module @jit_update " in lowered.as_text()

@@ -5,54 +5,22 @@ import json
 import jax
 import numpy as np
 import pytest
+from tiny_run import run
 
 import fsb_jax
-from fsb_jax import checkpoints, encodings, tasks
+from fsb_jax import checkpoints, tasks
 from fsb_jax.errors import UserError
 from fsb_jax.training.evaluate import evaluate
 from fsb_jax.training.infer import infer
-from fsb_jax.training.optimizers import adamw, schedule
+from fsb_jax.training.loop import Periods
+from fsb_jax.training.optimizers import adamw
 from fsb_jax.training.start import SizedModel
-from fsb_jax.training.train import train
-
-GOOD, BAD = "好棒美善喜", "坏差丑恶怒"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-  return encodings.bert_tokenizer_from_characters(GOOD + BAD + "天地人你我他", tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-  """Texts whose class is the kind of their one telling character."""
-  folder = tmp_path_factory.mktemp("table")
-  random = np.random.default_rng(0)
-  for split, rows in (("train", 230), ("validation", 45), ("test", 33)):
-    lines = ["text,label"]
-    for i in range(rows):
-      filler = "".join(random.choice(list("天地人你我他"), random.integers(1, 12)))
-      telling = random.choice(list(GOOD if i % 3 else BAD))
-      lines.append(f"{filler}{telling},{'positive' if i % 3 else 'negative'}")
-    (folder / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-  files = {split: folder / f"{split}.csv" for split in ("train", "validation", "test")}
-  return tasks.table_task("reviews", files, "text")
-
-
-def run(folder, table, tokenizer, steps, **changes):
-  rate = schedule(learning_rate=3e-3, train_steps=60, warmup_ratio=0.1)
-  arguments = dict(
-    model_dir=str(folder), task=table, train_steps=steps, batch_size=32, optimizer=adamw(learning_rate=rate),
-    learning_rate=rate, model=SizedModel("bert", "tiny"), tokenizer=tokenizer, feature_lengths={"inputs": 16},
-    buckets=(16,), eval_batch_size=16, log_period=10, mesh={"data": 2, "fsdp": 2, "tensor": 2},
-  )
-  return train(**{**arguments, **changes})
 
 
 @pytest.fixture(scope="module")
 def finished(table, tokenizer, tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs") / "finished"
-  metrics = run(folder, table, tokenizer, 60, checkpoint_period=30, config_text="# resolved\n")
+  metrics = run(folder, table, tokenizer, 60, periods=Periods(log=10, checkpoint=30), config_text="# resolved\n")
   return folder, metrics
 
 
@@ -84,16 +52,16 @@ def test_the_folder_says_what_it_is(finished):
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, table, tokenizer, tmp_path):
   folder, metrics = finished
   for steps in (30, 60):
-    again = run(tmp_path / "run", table, tokenizer, steps, checkpoint_period=30)
+    again = run(tmp_path / "run", table, tokenizer, steps, periods=Periods(log=10, checkpoint=30))
   assert again == metrics
   one, two = (checkpoints.load_folder(each)[0] for each in (folder, tmp_path / "run"))
   assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
 
 
 def test_a_finished_run_is_left_alone(finished, table, tokenizer):
-  folder, _ = finished
+  folder, metrics = finished
   before = sorted(path.name for path in (folder / "checkpoints").iterdir())
-  assert run(folder, table, tokenizer, 60) == {}
+  assert run(folder, table, tokenizer, 60) == metrics
   assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == before
 
 
@@ -142,10 +110,10 @@ def test_what_goes_wrong_in_scoring_loses_no_step(table, tokenizer, tmp_path, mo
 
 
 def test_broken_numbers_are_not_saved(table, tokenizer, tmp_path):
-  with pytest.raises(UserError, match="the loss became"):
+  with pytest.raises(UserError, match="training broke at step 2: loss nan"):
     run(
       tmp_path / "run", table, tokenizer, 5, optimizer=adamw(learning_rate=1e30), learning_rate=None,
-      checkpoint_period=1, mesh={"data": 8},
+      periods=Periods(log=10, checkpoint=1), mesh={"data": 8},
     )
   params = checkpoints.load_folder(tmp_path / "run")[0]
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
@@ -252,7 +220,7 @@ def test_exported_it_is_a_transformers_model(finished, tmp_path):
 
 def test_starting_from_a_checkpoint_keeps_its_body(finished, table, tmp_path):
   folder, _ = finished
-  constant = adamw(learning_rate=0.0, weight_decay=0.0)
+  constant = adamw(learning_rate=lambda step: 0.0, weight_decay=0.0)
   run(
     tmp_path / "run", table, None, 1, model=None, initial_checkpoint_path=str(folder), optimizer=constant,
     learning_rate=None, mesh={"data": 8},
@@ -285,7 +253,6 @@ def test_bfloat16_with_microbatches_and_remat_learns_too(table, tokenizer, tmp_p
     ({"model": SizedModel("bart", "tiny")}, "unknown model family 'bart'; known: bert"),
     ({"tokenizer": None}, "needs TOKENIZER"),
     ({"train_steps": 0}, "TRAIN_STEPS must be a whole number above 0"),
-    ({"log_period": 0}, "LOG_PERIOD must be a whole number above 0, not 0"),
     ({"keep_checkpoints": 0}, "KEEP_CHECKPOINTS must be a whole number above 0 or None, not 0"),
     ({"dropout_rate": 2}, "a dropout rate must be at least 0 and below 1, not 2"),
     ({"feature_lengths": {"inputs": 600}, "buckets": (600,)}, "600 tokens, but the model has positions for 512"),

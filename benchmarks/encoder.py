@@ -1,0 +1,225 @@
+"""Our encoder against `transformers` on PyTorch: forward pass and full train step, on the CPU.
+
+A BERT of 6 layers x 768 with its masked-LM head over 21128 words, float32, no dropout, 8 x 128 tokens without padding,
+AdamW after clipping on both sides. Both have the same weights; loss, every gradient, and the loss after all steps are
+asserted to agree before a number is printed.
+
+  python benchmarks/encoder.py [--head sequence_classification] [--unrolled] [--rounds 20] [--json FILE]
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from side_by_side import compare, pin_threads, quartiles, write_json
+
+BATCH, LENGTH, VOCABULARY, LABELS = 8, 128, 21128, 15
+LAYERS, WIDTH, HEADS, MLP = 6, 768, 12, 3072
+LEARNING_RATE, WEIGHT_DECAY, MAX_NORM = 1e-4, 0.01, 1.0
+CLASSES = {"masked_lm": "BertForMaskedLM", "sequence_classification": "BertForSequenceClassification"}
+
+
+def make_batch(head):
+  import numpy as np
+
+  random = np.random.default_rng(0)
+  ids = random.integers(106, VOCABULARY, (BATCH, LENGTH))
+  labels = {
+    "masked_lm": np.where(random.random(ids.shape) < 0.15, ids, -100),
+    "sequence_classification": random.integers(0, LABELS, BATCH),
+  }
+  return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": labels[head]}
+
+
+class Theirs:
+  """A PyTorch model with its optimizer."""
+
+  def __init__(self, head, attention, batch):
+    import torch
+    import transformers
+
+    config = transformers.BertConfig(
+      vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+      intermediate_size=MLP, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=LABELS,
+      attn_implementation=attention,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    self.model = getattr(transformers, CLASSES[head])(config)
+    self.batch = {name: torch.from_numpy(x) for name, x in batch.items()}
+    decayed = [p for name, p in self.model.named_parameters() if not name.endswith("bias") and "LayerNorm" not in name]
+    others = [p for name, p in self.model.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
+    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
+
+  def forward(self):
+    import torch
+
+    with torch.inference_mode():
+      return self.model(self.batch["input_ids"], attention_mask=self.batch["attention_mask"]).logits.numpy()
+
+  def gradients(self):
+    self.optimizer.zero_grad()
+    loss = self.model(**self.batch).loss
+    loss.backward()
+    return loss.item()
+
+  def step(self):
+    import torch
+
+    loss = self.gradients()
+    torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
+    self.optimizer.step()
+    return loss
+
+  def as_ours(self, run, tensor_of):
+    """Our tree of `tensor_of(parameter)`: every row of the weight tables is linear, so it carries gradients too."""
+    import convert_torch
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as folder:
+      self.model.config.architectures = [type(self.model).__name__]
+      self.model.config.save_pretrained(folder)
+      tensors = {name: tensor_of(p).detach().contiguous() for name, p in self.model.named_parameters()}
+      save_file(tensors, Path(folder) / "model.safetensors", {"format": "pt"})
+      return convert_torch.load_hub_folder(folder, run=run)
+
+
+class Ours:
+  """Our model, with the weights of `theirs`, and its optimizer."""
+
+  def __init__(self, head, theirs, run, batch):
+    import jax
+    import jax.numpy as jnp
+
+    from fsb_jax import models
+    from fsb_jax.training.losses import OBJECTIVES
+    from fsb_jax.training.optimizers import adamw
+    from fsb_jax.training.step import Update
+
+    self.run = models.Run(**run)
+    hub = theirs.as_ours(self.run, lambda parameter: parameter)
+    model = models.build(hub.family, hub.config, hub.head, hub.num_labels)
+    objective = OBJECTIVES[head]
+    self.batch = {name: jnp.asarray(x, jnp.int32) for name, x in batch.items()}
+    self.batch["weights"] = jnp.ones(BATCH)
+    self.params = jax.tree.map(jnp.asarray, hub.params)
+    optimizer = adamw(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, max_gradient_norm=MAX_NORM)
+    inputs = {name: self.batch[name] for name in ("input_ids", "attention_mask")}
+
+    def loss(params, inputs, batch):
+      return objective(model.apply({"params": params}, **inputs), batch)
+
+    self.jit_forward = jax.jit(lambda params: model.apply({"params": params}, **inputs).logits)
+    self.jit_gradients = jax.jit(jax.value_and_grad(loss))
+    update = Update(model, objective, optimizer)
+    self.jit_step = jax.jit(update, donate_argnums=0)
+    self.inputs = inputs
+    # Copied: the step gives its state's memory away.
+    self.state = update.first_state(jax.tree.map(jnp.copy, self.params))
+
+  def forward(self):
+    return self.jit_forward(self.params).block_until_ready()
+
+  def gradients(self):
+    return self.jit_gradients(self.params, self.inputs, self.batch)
+
+  def step(self):
+    import jax
+
+    self.state, metrics = self.jit_step(self.state, self.batch)
+    jax.block_until_ready(self.state)
+    return float(metrics["loss"])
+
+
+def check(ours, theirs):
+  """SystemExit where the two disagree on logits, loss or a gradient by more than float32's rounding."""
+  import jax
+  import numpy as np
+
+  def require(what, got, want):
+    # Rounding in float32 is relative to the largest numbers that are summed.
+    error = np.abs(got - want).max() / max(np.abs(want).max(), 1e-8)
+    if not error < 1e-3:
+      raise SystemExit(f"{what} differs by {error:.1e} of its largest number: nothing measured")
+    return error
+
+  errors = {"logits": require("logits", np.asarray(ours.forward()), theirs.forward())}
+  (loss, gradients), their_loss = ours.gradients(), theirs.gradients()
+  errors["loss"] = require("loss", np.asarray(loss), np.asarray(their_loss))
+  wanted = theirs.as_ours(ours.run, lambda parameter: parameter.grad).params
+  largest = max(np.abs(x).max() for x in jax.tree.leaves(wanted))
+  for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(wanted), strict=True):
+    if np.abs(want).max() > 1e-5 * largest:  # a key's bias has a gradient of zero, and rounding noise in its place
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      errors[name] = require(f"the gradient of {name}", np.asarray(got), want)
+  worst = max(errors, key=errors.get)
+  print(f"same weights: logits, loss and {len(errors) - 2} gradients agree; worst {worst}, {errors[worst]:.1e}")
+
+
+def matmul_peak():
+  """Operations a second of the larger of both libraries' products of 1024 x 1024 matrices, taken again every round."""
+  import jax
+  import jax.numpy as jnp
+  import torch
+
+  a = torch.randn(1024, 1024)
+  x, product = jnp.asarray(a.numpy()), jax.jit(jnp.matmul)
+  sides = {"jax": lambda: product(x, x).block_until_ready(), "torch": lambda: a @ a}
+  result = compare("1024 x 1024 product", sides, baseline="torch", rounds=60, warmup=5)
+  return 2 * 1024**3 / min(quartiles(seconds)[0] for seconds in result.seconds.values())
+
+
+def forward_operations(head):
+  """Multiplications and additions of the matrix products."""
+  tokens = BATCH * LENGTH
+  encoder = LAYERS * (2 * tokens * (4 * WIDTH**2 + 2 * WIDTH * MLP) + 4 * tokens * LENGTH * WIDTH)
+  heads = {
+    "masked_lm": 2 * tokens * WIDTH * (WIDTH + VOCABULARY),
+    "sequence_classification": 2 * BATCH * WIDTH * (WIDTH + LABELS),
+  }
+  return encoder + heads[head]
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--head", choices=CLASSES, default="masked_lm")
+  parser.add_argument("--unrolled", action="store_true", help="our layers unrolled; scanned otherwise")
+  parser.add_argument("--rounds", type=int, default=20)
+  parser.add_argument("--threads", type=int, default=2)
+  parser.add_argument("--json", help="write every second measured to this file")
+  arguments = parser.parse_args()
+  pin_threads(arguments.threads)
+  import torch
+
+  torch.set_num_threads(arguments.threads)
+  head, batch = arguments.head, make_batch(arguments.head)
+  theirs = {name: Theirs(head, name, batch) for name in ("eager", "sdpa")}
+  ours = Ours(head, theirs["eager"], {"scan_layers": not arguments.unrolled}, batch)
+  for side in theirs.values():
+    check(ours, side)
+
+  peak, comparisons = matmul_peak(), []
+  print(f"largest rate of a plain matrix product: {peak / 1e9:.0f} GFLOP/s on {arguments.threads} threads\n")
+  for title, method, operations in (
+    (f"{head} forward", "forward", forward_operations(head)),
+    (f"{head} train step", "step", 3 * forward_operations(head)),
+  ):
+    sides = {"fsb_jax": getattr(ours, method)} | {f"torch {n}": getattr(side, method) for n, side in theirs.items()}
+    trial = compare(title, sides, baseline="torch sdpa", rounds=4)
+    fastest = min((n for n in sides if n != "fsb_jax"), key=lambda n: quartiles(trial.seconds[n])[1])
+    result = compare(
+      title, {n: sides[n] for n in ("fsb_jax", fastest)}, baseline=fastest, rounds=arguments.rounds,
+      work=operations / 1e9, unit="GFLOP",
+    )  # fmt: skip
+    print(result.table())
+    shares = (f"{n} {operations / quartiles(s)[1] / peak:.0%}" for n, s in result.seconds.items())
+    print(f"of that rate: {', '.join(shares)}\n")
+    comparisons.append(result)
+  loss, their_loss = ours.step(), theirs[fastest.removeprefix("torch ")].step()
+  print(f"loss of the last step: {loss:.4f} and {their_loss:.4f}")
+  if arguments.json:
+    write_json(arguments.json, comparisons, head=head, scan_layers=not arguments.unrolled, matmul_peak=peak)
+
+
+if __name__ == "__main__":
+  main()

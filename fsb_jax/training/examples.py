@@ -1,0 +1,253 @@
+"""The examples of a task's split, tokenised, in memory; and what each kind of task asks of a model about them."""
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fsb_jax import tasks
+from fsb_jax.encodings import mask_words
+from fsb_jax.errors import UserError
+
+_ENCODED_AT_ONCE = 8192  # documents and examples; their raw text is held no longer than that
+
+
+class Ragged:
+  """Rows of different lengths, of several features.
+
+  Attributes:
+    lengths: `[rows]`, in tokens.
+    features: by name, all rows one after the other, int32 `[tokens]`.
+  """
+
+  def __init__(self, features: Mapping[str, Sequence[np.ndarray]]):
+    self.lengths = np.array([len(row) for row in next(iter(features.values()))], np.int64)
+    self.features = {name: np.concatenate(rows) for name, rows in features.items()}
+    self._offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+
+  def row(self, name: str, index: int) -> np.ndarray:
+    """One row of a feature."""
+    return self.features[name][self._offsets[index] : self._offsets[index + 1]]
+
+  def padded(self, rows: np.ndarray, length: int, padding: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """The features named in `padding`, and `attention_mask`, of some rows: int32 `[rows, length]`."""
+    places = np.arange(length)
+    real = places < self.lengths[rows][:, None]
+    tokens = (self._offsets[rows][:, None] + places)[real]
+    arrays = {"attention_mask": real.astype(np.int32)}
+    for name, value in padding.items():
+      arrays[name] = np.full(real.shape, value, np.int32)
+      arrays[name][real] = self.features[name][tokens]
+    return arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+  """Asks for the class of each text.
+
+  Attributes:
+    labels: int32 `[examples]`, -1 in a split without labels.
+    label_names: names of the head's outputs.
+    label_slice: `(start, stop)`, the task's own outputs among them.
+  """
+
+  labels: np.ndarray
+  label_names: tuple[str, ...]
+  label_slice: tuple[int, int]
+
+  head = "sequence_classification"
+  features = ("input_ids", "token_type_ids")
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """What decides the answers."""
+    return {"labels": self.labels}
+
+  def ask(self, batch: dict[str, np.ndarray], rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
+    """The batch of these examples with `labels` `[rows]`."""
+    del epoch
+    return {**batch, "labels": self.labels[rows]}
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenWords:
+  """Hides words and asks for them; other ones in every epoch.
+
+  Attributes:
+    seed: of what is hidden.
+    mask_id: id of the mask token.
+    replacements: ids that may stand in a token's place.
+  """
+
+  seed: int
+  mask_id: int
+  replacements: np.ndarray
+
+  head = "masked_lm"
+  features = ("input_ids", "token_type_ids", "word_ids")
+  label_names = ()
+  label_slice = (0, 0)
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """What decides the answers, with the seed."""
+    return {"mask_id": np.array(self.mask_id), "replacements": self.replacements}
+
+  def ask(self, batch: dict[str, np.ndarray], rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
+    """The batch of these examples with words hidden, and `labels` `[rows, length]`."""
+    batch = dict(batch)
+    word_ids = batch.pop("word_ids")
+    hidden = [
+      mask_words(
+        *row, seed=self.seed, epoch=epoch, example=int(index), mask_id=self.mask_id, replacements=self.replacements
+      )
+      for index, *row in zip(rows, batch["input_ids"], word_ids)
+    ]
+    batch["input_ids"], batch["labels"] = map(np.stack, zip(*hidden))
+    return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """A split.
+
+  Attributes:
+    tokens: the examples' tokens.
+    question: what is asked about them.
+    fields: per task of a mixture, each example's fields as published; None where they are not kept (documents).
+    sizes: how many examples each task of a mixture has; they stand one after the other.
+    counts: how many of them an epoch takes.
+  """
+
+  tokens: Ragged
+  question: Classes | HiddenWords
+  fields: list[list[dict] | None]
+  sizes: tuple[int, ...]
+  counts: tuple[int, ...]
+
+
+def read_examples(
+  task_name: str, split: str, tokenizer, max_length: int, *, seed: int, by_rates: bool, data_dir: str | None
+) -> Examples:
+  """Reads and tokenises a split of a task or mixture.
+
+  Args:
+    task_name: see `Loader`.
+    split: see `Loader`.
+    tokenizer: see `Loader`.
+    max_length: longest row in tokens.
+    seed: of what is hidden.
+    by_rates: whether an epoch takes the tasks of a mixture by its rates; else it takes each example once.
+    data_dir: see `Loader`.
+
+  Raises:
+    UserError: there is no such task or split, or its files are missing or malformed.
+  """
+  provider, members = _seqio_members(task_name, split, tokenizer, data_dir)
+  columns, fields = [], []
+  for task in members:
+    encoded, published = _encode(task, split, tokenizer, max_length)
+    if not encoded["input_ids"]:
+      raise UserError(f"Task {task.name} has no examples in its split {split!r}.")
+    columns.append(encoded)
+    fields.append(published)
+  if "label" in columns[0]:
+    question = Classes(np.concatenate([each["label"] for each in columns]), *_labels(task_name, members))
+  else:
+    question = _hidden_words(task_name, tokenizer, seed)
+  counts = sizes = [len(each["input_ids"]) for each in columns]
+  if by_rates and len(members) > 1:
+    rates = np.array([provider.get_rate(task) for task in members], np.float64)
+    counts = np.round(sum(sizes) * rates / rates.sum()).astype(int).tolist()
+  return Examples(
+    tokens=Ragged({name: [row for each in columns for row in each[name]] for name in question.features}),
+    question=question,
+    fields=fields,
+    sizes=tuple(sizes),
+    counts=tuple(counts),
+  )
+
+
+def _hidden_words(task_name: str, tokenizer, seed: int) -> HiddenWords:
+  if tokenizer.mask_token_id is None:
+    raise UserError(f"Task {task_name} hides words, and this tokenizer has no mask token; use one of a masked model.")
+  replacements = np.setdiff1d(np.arange(len(tokenizer), dtype=np.int32), tokenizer.all_special_ids)
+  return HiddenWords(seed, tokenizer.mask_token_id, replacements)
+
+
+def _seqio_members(task_name: str, split: str, tokenizer, data_dir: str | None):
+  import seqio
+
+  if task_name in tasks.names():
+    tasks.register(tokenizer, data_dir)
+  if task_name not in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
+    raise UserError(f"There is no task {task_name!r}; the known ones are {', '.join(tasks.names())}.")
+  provider = seqio.get_mixture_or_task(task_name)
+  every = provider.tasks if isinstance(provider, seqio.Mixture) else [provider]
+  members = [task for task in every if split in task.splits]
+  if not members:
+    raise UserError(f"Task {task_name} has no split {split!r}; its splits are {', '.join(sorted(provider.splits))}.")
+  for task in members:
+    if "input_ids" not in task.output_features or len({"label", "word_ids"} & set(task.output_features)) != 1:
+      raise UserError(
+        f"Task {task.name} gives the features {', '.join(task.output_features)}; the loader needs input_ids, and label "
+        "(classification) or word_ids (masked language modelling)."
+      )
+  for task in every:
+    if task not in members:
+      logging.getLogger(__name__).warning("%s: %s has no split %s and is left out", task_name, task.name, split)
+  return provider, members
+
+
+def _labels(task_name: str, members) -> tuple[tuple[str, ...], tuple[int, int]]:
+  known = tasks.names()
+  if task_name in known:
+    found = tasks.info(task_name)
+    return found.label_names, found.label_slice
+  # Not one of ours, but its tasks may be.
+  names = {
+    tasks.info(task.name).label_names
+    if task.name in known
+    else tuple(str(label) for label in range(task.output_features["label"].vocabulary.vocab_size))
+    for task in members
+  }
+  if len(names) > 1:
+    raise UserError(f"The tasks of {task_name} do not share one list of labels, so no one head can serve them.")
+  label_names = names.pop()
+  if not label_names:
+    raise UserError(
+      f"Task {task_name} does not say how many labels it has: give its feature 'label' the vocabulary "
+      "seqio.PassThroughVocabulary(size=<number of labels>)."
+    )
+  return label_names, (0, len(label_names))
+
+
+def _encode(task, split: str, tokenizer, max_length: int) -> tuple[dict, list[dict] | None]:
+  from fsb_jax.tasks.preprocessors import Encode
+  from fsb_jax.tasks.seqio_tasks import TaskSource
+  from fsb_jax.tasks.vocabularies import TokenizerVocabulary
+
+  steps = task.preprocessors
+  if isinstance(task.source, TaskSource) and len(steps) == 1 and isinstance(steps[0], Encode):
+    # The same code as in the task's own pipeline, without tf.data between the rows and the tokenizer.
+    if steps[0].vocabulary != TokenizerVocabulary(tokenizer):
+      raise UserError(f"Task {task.name} is registered with another tokenizer; call fsb_jax.tasks.register first.")
+    examples = iter(task.source.examples(split))
+    columns = {name: [] for name in (*steps[0].tokens, *steps[0].numbers)}
+    while chunk := list(itertools.islice(examples, _ENCODED_AT_ONCE)):
+      for name, rows in steps[0].encode_batch(chunk, max_length).items():
+        columns[name].extend(rows)
+    return columns, task.source.fields(split)
+  rows = list(
+    task.get_dataset(
+      sequence_length={name: max_length for name in ("input_ids", "token_type_ids", "word_ids")},
+      split=split, shuffle=False, num_epochs=1,
+    ).as_numpy_iterator()
+  )
+  columns = {
+    name: [np.asarray(row[name], np.int32) for row in rows]
+    for name in ("input_ids", "token_type_ids", "word_ids", "label")
+    if name in task.output_features
+  }
+  columns.setdefault("token_type_ids", [np.zeros_like(row) for row in columns["input_ids"]])
+  return columns, rows

@@ -1,0 +1,33 @@
+"""The tiny task of `tiny_run`, made once a module; what is compiled for one test serves the others."""
+
+import jax
+import pytest
+from tiny_run import make_inputs
+
+from fsb_jax import encodings, tasks
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilations(tmp_path_factory):
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compilations")))
+  yield
+  jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+  """The folder with the tokenizer and the tables."""
+  folder = tmp_path_factory.mktemp("inputs")
+  make_inputs(folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(inputs):
+  return encodings.load_tokenizer(inputs / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def table(inputs):
+  files = {split: inputs / f"{split}.csv" for split in ("train", "validation", "test")}
+  return tasks.table_task("reviews", files, "text")
