@@ -68,6 +68,7 @@ class Loop:
   Attributes:
     update: the compiled step, (state, batch) -> (state, metrics); takes the state over.
     score: the compiled eval step.
+    norm: the compiled norm of all parameters.
     loader: the training split.
     scored: the splits to score, by task.
     order: what decides which examples a step sees, kept with every checkpoint.
@@ -80,6 +81,7 @@ class Loop:
   periods: Periods
   update: Callable
   score: Callable
+  norm: Callable
   loader: Loader
   scored: Mapping[str, Loader]
   partitioner: Partitioner
@@ -172,12 +174,14 @@ class Loop:
     if not self._window:
       return
     steps, metrics = self._window.close()
+    metrics["parameter_norm"] = float(self.norm(self._state.params))
     for step, values in enumerate(steps, start=self._step - len(steps) + 1):
       self._bad_in_a_row = self._bad_in_a_row + 1 if values["bad"] else 0
       if values["bad"]:
         self._tell_bad(step, values)
     if self.learning_rate is not None:
-      metrics["learning_rate"] = float(self.learning_rate(self._step - 1))
+      # The optimizer counts the updates that were made.
+      metrics["learning_rate"] = float(self.learning_rate(max(int(self._state.good_steps) - 1, 0)))
     self.writer.write(self._step, "train", metrics)
     self.progress.update(self._step, metrics)
     self._last = metrics

@@ -81,8 +81,8 @@ class Window:
     """Waits for the steps taken in and starts anew.
 
     Returns:
-      The metrics of each step, and of all together: means of `loss`, `gradient_norm` and `parameter_norm` over the
-      steps that count, rates, what was compiled meanwhile (not part of the rates), peak memory in bytes.
+      The metrics of each step, and of all together: means of `loss` and `gradient_norm` over the steps
+      that count, rates, what was compiled meanwhile (not part of the rates), peak memory in bytes.
     """
     steps = jax.device_get(self._steps)
     self._take_time()
@@ -106,7 +106,7 @@ class Window:
     return steps, metrics
 
 
-_MEANS = ("loss", "gradient_norm", "parameter_norm")
+_MEANS = ("loss", "gradient_norm")
 
 
 def peak_memory() -> int:

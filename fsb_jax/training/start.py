@@ -172,18 +172,18 @@ def place(start: Start, update: Update, partitioner: Partitioner, seed: int) -> 
     start: the model, with parameters or without.
     update: makes the state of them.
     partitioner: splits them.
-    seed: of the parameters, where they are to be drawn.
+    seed: of dropout, and of the parameters where they are to be drawn.
   """
   shardings = partitioner.shardings(abstract_state(update))
   if start.params is not None:
     params = partitioner.put(start.params, shardings.params)
-    return partitioner.jit(update.first_state, out_shardings=shardings, donate_argnums=0)(params)
+    return partitioner.jit(update.first_state, out_shardings=shardings, donate_argnums=0)(params, np.uint32(seed))
 
-  def draw():
+  def draw(seed):
     params = start.model.init(jax.random.key(seed), models.dummy_ids(start.model))["params"]
-    return update.first_state(nn.meta.unbox(params))
+    return update.first_state(nn.meta.unbox(params), seed)
 
-  return partitioner.jit(draw, out_shardings=shardings)()
+  return partitioner.jit(draw, out_shardings=shardings)(np.uint32(seed))
 
 
 def restore(
@@ -209,5 +209,5 @@ def training_item(state: TrainState) -> dict[str, Any]:
 
   Where there is an average of the parameters, that is the model; a run goes on from what it is the average of.
   """
-  item = {name: getattr(state, name) for name in ("optimizer", "typical_loss", "good_steps")}
+  item = {name: getattr(state, name) for name in ("seed", "optimizer", "typical_loss", "good_steps")}
   return item if state.average is None else {**item, "params": state.params}

@@ -32,6 +32,7 @@ class TrainState:
 
   Attributes:
     step: updates done, bad batches included, int32 scalar.
+    seed: of dropout, uint32 scalar.
     params: unboxed parameters.
     optimizer: the optimizer's state, of the parameters that are not frozen.
     average: moving average of the parameters in at least float32, or None.
@@ -40,6 +41,7 @@ class TrainState:
   """
 
   step: jax.Array
+  seed: jax.Array
   params: Any
   optimizer: Any
   average: Any
@@ -62,7 +64,6 @@ class Update:
     model: the module.
     objective: the loss of its head.
     optimizer: the update rule.
-    seed: of dropout.
     microbatches: parts a batch is cut into, gradients added up; without `levers.fgm` the update equals that of the
       whole batch.
     levers: what differs from a plain step.
@@ -72,18 +73,18 @@ class Update:
   objective: Objective
   optimizer: optax.GradientTransformation
   _: dataclasses.KW_ONLY
-  seed: int = 0
   microbatches: int = 1
   levers: Levers = Levers()
 
   # What profiles and compilation logs call the compiled function.
   __name__ = "update"
 
-  def first_state(self, params: Any) -> TrainState:
+  def first_state(self, params: Any, seed: int | jax.Array = 0) -> TrainState:
     """The state before the first step.
 
     Args:
       params: parameters of the model, boxed ones under `jax.eval_shape`.
+      seed: of dropout.
 
     Raises:
       UserError: `levers` name parameters that the model lacks.
@@ -97,6 +98,7 @@ class Update:
       average = jax.tree.map(lambda x: jnp.array(x, at_least_float32(x.dtype)), params)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
+      seed=jnp.asarray(seed, jnp.uint32),
       params=params,
       optimizer=self.optimizer.init(trained),
       average=average,
@@ -116,12 +118,11 @@ class Update:
 
     Returns:
       The next state, and the metrics `loss` (what is minimised: that of R-Drop has its divergence in it),
-      `gradient_norm` (before clipping) and `parameter_norm` (after the step), both global, `bad` (1 or 0), `examples`
-      and `tokens`.
+      `gradient_norm` (global, before clipping), `bad` (1 or 0), `examples` and `tokens`.
     """
     factors = rate_factors(state.params, self.levers.parameter_rates)
     trained, frozen = split(state.params, factors)
-    loss, gradients = self._loss_and_gradients(trained, frozen, batch, state.step)
+    loss, gradients = self._loss_and_gradients(trained, frozen, batch, state)
     # As if the frozen layers of a stack had none: norm and clipping see what is trained.
     gradients = scaled(gradients, {path: factor != 0 for path, factor in factors.items()})
     norm = global_norm(gradients)
@@ -130,6 +131,7 @@ class Update:
     good_steps = state.good_steps + 1
     good = TrainState(
       step=state.step,
+      seed=state.seed,
       params=params,
       optimizer=optimizer,
       average=self._next_average(state, params),
@@ -142,16 +144,15 @@ class Update:
     return state, {
       "loss": loss,
       "gradient_norm": norm,
-      "parameter_norm": global_norm(state.params),
       "bad": bad.astype(jnp.float32),
       "examples": jnp.sum(batch["weights"]),
       "tokens": _real_tokens(batch),
     }
 
-  def _loss_and_gradients(self, trained, frozen, batch: Batch, step: jax.Array):
+  def _loss_and_gradients(self, trained, frozen, batch: Batch, state: TrainState):
     """Of the whole batch; `frozen` as in `levers.split`."""
     weights = self.objective.weights(batch)
-    key = jax.random.fold_in(jax.random.key(self.seed), step)
+    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
 
     def of_part(part, index):
       return self._of_microbatch(trained, frozen, part, weights, jax.random.fold_in(key, index))

@@ -37,7 +37,7 @@ from fsb_jax.training.start import (
   start_from,
   training_item,
 )
-from fsb_jax.training.step import TrainState, Update, abstract_state
+from fsb_jax.training.step import TrainState, Update, abstract_state, global_norm
 
 
 def train(
@@ -174,6 +174,7 @@ def train(
         update, out_shardings=(partitioner.shardings(boxed), partitioner.replicated), donate_argnums=0
       ),
       score=evaluation.compiled_eval_step(start, partitioner),
+      norm=partitioner.jit(global_norm, out_shardings=partitioner.replicated),
       flops=_flops(start, loader),
       skip_bad_batches=levers.skip_bad_batches,
       profile=folder / "tensorboard" if profile else None,

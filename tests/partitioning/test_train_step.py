@@ -57,7 +57,7 @@ OPTIMIZER = adamw(learning_rate=1e-2, max_gradient_norm=None)
 
 def one_step(partitioner, params, batch, config, optimizer=OPTIMIZER, **options):
   """The state after one step from `params` (of one device), and its metrics."""
-  update = Update(models.build("bert", config, HEAD), OBJECTIVES[HEAD], optimizer, seed=3, **options)
+  update = Update(models.build("bert", config, HEAD), OBJECTIVES[HEAD], optimizer, **options)
   boxed = abstract_state(update)
   partitioner.validate(boxed)
   shardings = partitioner.shardings(boxed)
@@ -66,7 +66,7 @@ def one_step(partitioner, params, batch, config, optimizer=OPTIMIZER, **options)
     boxed.params, params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
   )
   placed = jax.tree.map(jax.device_put, padded, shardings.params)
-  state = partitioner.jit(update.first_state, out_shardings=shardings)(placed)
+  state = partitioner.jit(update.first_state, out_shardings=shardings)(placed, 3)
   step = partitioner.jit(update, out_shardings=(shardings, None), donate_argnums=0)
   return step(state, partitioner.shard_batch(batch))
 

@@ -27,9 +27,9 @@ def poison(monkeypatch, *steps):
   """Makes the loss of these updates not a number."""
   loss = Update._loss_and_gradients
 
-  def broken(self, trained, frozen, batch, step, *rest):
-    value, gradients = loss(self, trained, frozen, batch, step, *rest)
-    return jax.numpy.where(jax.numpy.isin(step + 1, jax.numpy.array(steps)), jax.numpy.nan, value), gradients
+  def broken(self, trained, frozen, batch, state):
+    value, gradients = loss(self, trained, frozen, batch, state)
+    return jax.numpy.where(jax.numpy.isin(state.step + 1, jax.numpy.array(steps)), jax.numpy.nan, value), gradients
 
   monkeypatch.setattr(Update, "_loss_and_gradients", broken)
 

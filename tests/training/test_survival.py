@@ -75,9 +75,9 @@ def assert_same(one, two):
     np.testing.assert_array_equal(left, right, err_msg=str(path))
 
 
-def losses(folder, name="run"):
+def losses(folder, name="run", kind="train"):
   rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-  return {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
+  return {row["step"]: row["loss"] for row in rows if row["kind"] == kind}
 
 
 def kill_again_and_again(folder, kills, begin, **options):
@@ -161,7 +161,7 @@ def test_of_two_processes_one_is_asked_and_both_stop(folder):
   assert checkpoints.CheckpointStore(folder / "run").latest_step() == max(losses(folder)) >= 2
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_of_two_processes_one_dies_and_the_other_says_so(folder, victim):
   processes = start_two(folder, steps=5000, periods={"log": 5, "checkpoint": 10})
   wait_until_said(folder, "step 20/", processes)
@@ -176,7 +176,7 @@ def test_of_two_processes_one_dies_and_the_other_says_so(folder, victim):
 
 def test_a_run_moves_between_meshes_and_processes(folder):
   """1 device, 8x1, 1x8, 2x2x2, two processes, one again: the losses of a run that never moved."""
-  periods = {"log": 1, "checkpoint": 4}
+  periods = {"log": 1, "checkpoint": 4, "evaluate": 4}
   live(folder, name="whole", steps=24, periods=periods)
   moves = [
     dict(devices=1),
@@ -193,6 +193,9 @@ def test_a_run_moves_between_meshes_and_processes(folder):
         assert process.wait(timeout=300) == 0, said(folder) + said(folder, 1)
     else:
       live(folder, **options, **common)
-  whole, moved = losses(folder, "whole"), losses(folder)
-  assert sorted(moved) == sorted(whole) == list(range(1, 25))
-  np.testing.assert_allclose([moved[step] for step in whole], list(whole.values()), rtol=0, atol=1e-5)
+  for kind, steps in (("train", range(1, 25)), ("eval", range(4, 25, 4))):
+    whole, moved = losses(folder, "whole", kind), losses(folder, kind=kind)
+    assert sorted(moved) == sorted(whole) == list(steps)
+    np.testing.assert_allclose([moved[step] for step in steps], [whole[step] for step in steps], rtol=0, atol=1e-5)
+  rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert {row["examples"] for row in rows if row["kind"] == "eval"} == {45}
