@@ -191,6 +191,10 @@ def main():
   pin_threads(arguments.threads)
   import torch
 
+  from fsb_jax.training.host_memory import keep_freed_memory
+
+  keep_freed_memory()  # as `fsb` does; the other side runs in the same process and has it too
+
   torch.set_num_threads(arguments.threads)
   head, batch = arguments.head, make_batch(arguments.head)
   theirs = {name: Theirs(head, name, batch) for name in ("eager", "sdpa")}

@@ -148,7 +148,9 @@ def main():
   from fsb_jax.tasks import registry
   from fsb_jax.tasks.text_task import load_split
   from fsb_jax.training.data import Loader
+  from fsb_jax.training.host_memory import keep_freed_memory
 
+  keep_freed_memory()  # as `fsb` does; the other side runs in the same process and has it too
   logging.getLogger("absl").setLevel(logging.ERROR)
   torch.set_num_threads(arguments.threads)
   examples = load_split(registry.known_tasks()["tnews"], "train", DATA_DIR).examples

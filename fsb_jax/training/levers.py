@@ -37,7 +37,7 @@ class Levers:
       `{r"layers_(8|9|10|11)/": 1.0, r"layers_[4-7]/": 0.5, r"layers_[0-3]/": 0.25, r"embed": 0.0}`.
       What is frozen has no gradient and no optimizer state; where only some layers of a stacked parameter are, their
       gradients are set to zero before norms are taken.
-    skip_bad_batches: go on after a bad batch instead of stopping. Either way it changes no parameter.
+    skip_bad_batches: go on after a bad batch, which then changes no parameter, instead of stopping.
     explosion_factor: a loss of more than this times the recent mean makes a batch bad; None looks only at whether loss
       and gradients are finite.
   """

@@ -35,7 +35,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
   # First, and not within the logsumexp alone: a small loss is no difference of two large numbers then.
   logits = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
   total = jax.nn.logsumexp(logits, axis=-1)
-  loss = total - jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+  # Not taken by index: the gradient of that is a scatter into an array of zeros as large as the logits.
+  chosen = jnp.arange(logits.shape[-1]) == labels[..., None]
+  loss = total - jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
   if not label_smoothing:
     return loss
   real = ~jnp.isneginf(logits)

@@ -110,7 +110,8 @@ class Update:
     """Does one step.
 
     A batch is bad where its loss or gradient norm is not finite, or its loss is above `levers.explosion_factor` times
-    the typical one of at least `FEW_STEPS` good batches. It changes nothing in the state but the count of steps.
+    the typical one of at least `FEW_STEPS` good batches. With `levers.skip_bad_batches` it changes nothing in the state
+    but the count of steps; without, the state is not to be used any more.
 
     Args:
       state: from `first_state` or the last step.
@@ -140,7 +141,10 @@ class Update:
       good_steps=good_steps,
     )
     bad = self._is_bad(state, loss, norm)
-    state = jax.tree.map(lambda old, new: jnp.where(bad, old, new), state, good).replace(step=state.step + 1)
+    if self.levers.skip_bad_batches:
+      # Only where the run goes on with it: on the CPU the choice copies the optimizer's moments.
+      good = jax.tree.map(lambda old, new: jnp.where(bad, old, new), state, good)
+    state = good.replace(step=state.step + 1)
     return state, {
       "loss": loss,
       "gradient_norm": norm,

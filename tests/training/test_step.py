@@ -182,9 +182,8 @@ def same_bits(a, b):
 
 def test_a_batch_that_is_not_finite_changes_nothing():
   model, params = made()
-  update = Update(
-    model, OBJECTIVES["sequence_classification"], adamw(learning_rate=1e-2), levers=Levers(ema_decay=0.9)
-  )
+  levers = Levers(ema_decay=0.9, skip_bad_batches=True)
+  update = Update(model, OBJECTIVES["sequence_classification"], adamw(learning_rate=1e-2), levers=levers)
   step, good = jitted(update), batch_of()
   # An id beyond the table: its embedding is not a number.
   broken = {**good, "input_ids": good["input_ids"] + 1000 * (np.arange(ROWS) == 1)[:, None].astype(np.int32)}
@@ -216,7 +215,8 @@ def points(xs, labels):
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_bad():
-  update = Update(Points(), OBJECTIVES["sequence_classification"], optax.sgd(0.1))
+  levers = Levers(skip_bad_batches=True)
+  update = Update(Points(), OBJECTIVES["sequence_classification"], optax.sgd(0.1), levers=levers)
   for root, bad in ((0.0, 1), (1.0, 0)):
     before = update.first_state({"kernel": jnp.array([1.0, root])})
     after, metrics = jitted(update)(before, points([1.0, -2.0], [0, 1]))
@@ -227,9 +227,8 @@ def test_an_infinite_gradient_of_a_finite_loss_is_bad():
 
 @pytest.mark.parametrize("factor", [None, 3.0])
 def test_an_explosion_is_a_loss_above_the_typical_one(factor):
-  update = Update(
-    Points(), OBJECTIVES["sequence_classification"], optax.sgd(0.01), levers=Levers(explosion_factor=factor)
-  )
+  levers = Levers(explosion_factor=factor, skip_bad_batches=True)
+  update = Update(Points(), OBJECTIVES["sequence_classification"], optax.sgd(0.01), levers=levers)
   step, state = jitted(update), update.first_state({"kernel": jnp.array([1.0, 1.0])})
   random, losses = np.random.default_rng(0), []
   wrong = points([9.0, 9.0], [1, 1])
