@@ -199,3 +199,35 @@ def test_a_run_moves_between_meshes_and_processes(folder):
     np.testing.assert_allclose([moved[step] for step in steps], [whole[step] for step in steps], rtol=0, atol=1e-5)
   rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
   assert {row["examples"] for row in rows if row["kind"] == "eval"} == {45}
+
+
+@pytest.mark.slow
+def test_the_command_line_starts_processes_and_scores_with_them(folder):
+  """`fsb train` and `fsb eval` in two processes: every example counted once, and the result is that of one."""
+  live(folder, name="one", steps=6)
+  common = [
+    "--gin_file=gin/runs/finetune.gin", "--gin_file=gin/models/bert/tiny.gin", "--gin_file=gin/tasks/table.gin",
+    f"--gin.TRAIN_FILE={folder}/train.csv", f"--gin.VALIDATION_FILE={folder}/validation.csv", "--gin.TEXT_COLUMN=text",
+  ]
+  train = ["train", *common, f"--gin.MODEL_DIR={folder}/two", f"--gin.TOKENIZER={folder}/tokenizer"]
+  train += ["--gin.TRAIN_STEPS=6", "--gin.BATCH_SIZE=16", "--gin.LEARNING_RATE=1e-3"]
+  score = ["eval", "--gin_file=gin/runs/eval.gin", *common[2:], f"--gin.MODEL={folder}/two", "--gin.BATCH_SIZE=16"]
+  score += [f"--gin.OUTPUT_FILE={folder}/scores.json"]
+  for command in (train, score):
+    with socket.socket() as free:
+      free.bind(("127.0.0.1", 0))
+      port = free.getsockname()[1]
+    processes = [
+      subprocess.Popen(
+        [sys.executable, "-m", "fsb_jax.cli", *command, f"--coordinator=127.0.0.1:{port}", "--process-count=2",
+         f"--process-index={index}"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}, stderr=subprocess.PIPE, text=True,
+      )
+      for index in range(2)
+    ]  # fmt: skip
+    for process in processes:
+      error = process.communicate(timeout=300)[1]
+      assert process.returncode == 0, error
+  scores = json.loads((folder / "scores.json").read_text())["table"]
+  assert scores["examples"] == 45
+  assert scores["loss"] == pytest.approx(losses(folder, "two", "eval")[6], abs=1e-6)
