@@ -31,3 +31,12 @@ def tokenizer(inputs):
 def table(inputs):
   files = {split: inputs / f"{split}.csv" for split in ("train", "validation", "test")}
   return tasks.table_task("reviews", files, "text")
+
+
+@pytest.fixture
+def folder(inputs, tmp_path):
+  """A folder for runs in processes of their own: links, so that all share what is compiled."""
+  (inputs / "compilations").mkdir(exist_ok=True)
+  for path in inputs.iterdir():
+    (tmp_path / path.name).symlink_to(path)
+  return tmp_path

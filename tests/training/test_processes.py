@@ -1,0 +1,96 @@
+"""Runs of several processes, and runs that move between meshes and numbers of processes."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from lives import live, losses, said, start_two, wait_until_said
+
+from fsb_jax import checkpoints
+
+
+def test_of_two_processes_one_is_asked_and_both_stop(folder):
+  processes = start_two(folder, steps=5000, periods={"log": 1, "checkpoint": None})
+  wait_until_said(folder, "step 2/", processes)
+  processes[1].send_signal(signal.SIGTERM)
+  assert [process.wait(timeout=60) for process in processes] == [0, 0], said(folder) + said(folder, 1)
+  assert checkpoints.CheckpointStore(folder / "run").latest_step() == max(losses(folder)) >= 2
+
+
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_of_two_processes_one_dies_and_the_other_says_so(folder, victim):
+  processes = start_two(folder, steps=5000, periods={"log": 5, "checkpoint": 10})
+  wait_until_said(folder, "step 20/", processes)
+  processes[victim].kill()
+  began = time.monotonic()
+  assert processes[1 - victim].wait(timeout=60) != 0
+  assert re.search(r"another process of the run is gone|another task died", said(folder, 1 - victim)), said(
+    folder, 1 - victim
+  )
+  print(f"\nended {time.monotonic() - began:.1f} s later")
+
+
+def test_a_run_moves_between_meshes_and_processes(folder):
+  """1 device, 8x1, 1x8, 2x2x2, two processes, one again: the losses of a run that never moved."""
+  periods = {"log": 1, "checkpoint": 4, "evaluate": 4}
+  live(folder, name="whole", steps=24, periods=periods)
+  moves = [
+    dict(devices=1),
+    dict(devices=8, mesh={"data": 8}),
+    dict(devices=8, mesh={"fsdp": 8}),
+    dict(devices=8, mesh={"data": 2, "fsdp": 2, "tensor": 2}),
+    None,
+    dict(devices=1),
+  ]
+  for number, options in enumerate(moves, start=1):
+    common = dict(steps=4 * number, rate_steps=24, periods=periods)
+    if options is None:
+      for process in start_two(folder, devices=1, mesh={"fsdp": 2}, **common):
+        assert process.wait(timeout=300) == 0, said(folder) + said(folder, 1)
+    else:
+      live(folder, **options, **common)
+  for kind, steps in (("train", range(1, 25)), ("eval", range(4, 25, 4))):
+    whole, moved = losses(folder, "whole", kind), losses(folder, kind=kind)
+    assert sorted(moved) == sorted(whole) == list(steps)
+    np.testing.assert_allclose([moved[step] for step in steps], [whole[step] for step in steps], rtol=0, atol=1e-5)
+  rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert {row["examples"] for row in rows if row["kind"] == "eval"} == {45}
+
+
+@pytest.mark.slow
+def test_the_command_line_starts_processes_and_scores_with_them(folder):
+  """`fsb train` and `fsb eval` in two processes: every example counted once, and the result is that of one."""
+  live(folder, name="one", steps=6)
+  common = [
+    "--gin_file=gin/runs/finetune.gin", "--gin_file=gin/models/bert/tiny.gin", "--gin_file=gin/tasks/table.gin",
+    f"--gin.TRAIN_FILE={folder}/train.csv", f"--gin.VALIDATION_FILE={folder}/validation.csv", "--gin.TEXT_COLUMN=text",
+  ]
+  train = ["train", *common, f"--gin.MODEL_DIR={folder}/two", f"--gin.TOKENIZER={folder}/tokenizer"]
+  train += ["--gin.TRAIN_STEPS=6", "--gin.BATCH_SIZE=16", "--gin.LEARNING_RATE=1e-3"]
+  score = ["eval", "--gin_file=gin/runs/eval.gin", *common[2:], f"--gin.MODEL={folder}/two", "--gin.BATCH_SIZE=16"]
+  score += [f"--gin.OUTPUT_FILE={folder}/scores.json"]
+  for command in (train, score):
+    with socket.socket() as free:
+      free.bind(("127.0.0.1", 0))
+      port = free.getsockname()[1]
+    processes = [
+      subprocess.Popen(
+        [sys.executable, "-m", "fsb_jax.cli", *command, f"--coordinator=127.0.0.1:{port}", "--process-count=2",
+         f"--process-index={index}"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}, stderr=subprocess.PIPE, text=True,
+      )
+      for index in range(2)
+    ]  # fmt: skip
+    for process in processes:
+      error = process.communicate(timeout=300)[1]
+      assert process.returncode == 0, error
+  scores = json.loads((folder / "scores.json").read_text())["table"]
+  assert scores["examples"] == 45
+  assert scores["loss"] == pytest.approx(losses(folder, "two", "eval")[6], abs=1e-6)
