@@ -310,11 +310,21 @@ def ended_well(command: Callable[[], Any], debug: bool = False) -> None:
       raise
     print("fsb: stopped; a training run goes on from its newest checkpoint with the same command", file=sys.stderr)
     sys.exit(130)
+  except Exception as error:
+    if debug or not _is_one_of_several() or type(error).__name__ != "JaxRuntimeError":
+      raise
+    reason = " ".join(str(error).split())[:300]
+    print(f"fsb: another process of the run has ended, and says why; this one ends too ({reason})", file=sys.stderr)
+    _exit(1)
+
+
+def _is_one_of_several() -> bool:
+  return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def _exit(status: int) -> None:
   """Exits, without waiting for other processes of the run, which may be gone."""
-  if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+  if _is_one_of_several():
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

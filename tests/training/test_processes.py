@@ -1,5 +1,6 @@
 """Runs of several processes, and runs that move between meshes and numbers of processes."""
 
+import fcntl
 import json
 import os
 import re
@@ -62,6 +63,16 @@ def test_a_run_moves_between_meshes_and_processes(folder):
     np.testing.assert_allclose([moved[step] for step in steps], [whole[step] for step in steps], rtol=0, atol=1e-5)
   rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
   assert {row["examples"] for row in rows if row["kind"] == "eval"} == {45}
+
+
+@pytest.mark.slow
+def test_a_mistake_that_one_process_finds_ends_both(folder):
+  with (folder / ".run.lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    processes = start_two(folder, steps=4)
+    assert [process.wait(timeout=120) != 0 for process in processes] == [True, True]
+  assert "another run is training in MODEL_DIR" in said(folder)
+  assert "another process of the run has ended" in said(folder, 1) or "another task died" in said(folder, 1)
 
 
 @pytest.mark.slow
