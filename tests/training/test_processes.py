@@ -17,6 +17,7 @@ from lives import live, losses, said, start_two, wait_until_said
 from fsb_jax import checkpoints
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_is_asked_and_both_stop(folder):
   processes = start_two(folder, steps=5000, periods={"log": 1, "checkpoint": None})
   wait_until_said(folder, "step 2/", processes)
@@ -38,26 +39,34 @@ def test_of_two_processes_one_dies_and_the_other_says_so(folder, victim):
   print(f"\nended {time.monotonic() - began:.1f} s later")
 
 
-def test_a_run_moves_between_meshes_and_processes(folder):
-  """1 device, 8x1, 1x8, 2x2x2, two processes, one again: the losses of a run that never moved."""
-  periods = {"log": 1, "checkpoint": 4, "evaluate": 4}
-  live(folder, name="whole", steps=24, periods=periods)
-  moves = [
-    dict(devices=1),
-    dict(devices=8, mesh={"data": 8}),
-    dict(devices=8, mesh={"fsdp": 8}),
-    dict(devices=8, mesh={"data": 2, "fsdp": 2, "tensor": 2}),
-    None,
-    dict(devices=1),
-  ]
+ONE = dict(devices=1)
+CUBE = dict(devices=8, mesh={"data": 2, "fsdp": 2, "tensor": 2})
+TWO_PROCESSES = None
+
+
+@pytest.mark.parametrize(
+  "moves",
+  [
+    (CUBE, TWO_PROCESSES, ONE),
+    pytest.param(
+      (ONE, dict(devices=8, mesh={"data": 8}), dict(devices=8, mesh={"fsdp": 8}), CUBE, ONE, TWO_PROCESSES, ONE),
+      marks=pytest.mark.slow,
+    ),
+  ],
+  ids=["some", "all"],
+)
+def test_a_run_moves_between_meshes_and_processes(folder, moves):
+  """The losses and scores are those of a run that never moved."""
+  total, periods = 4 * len(moves), {"log": 1, "checkpoint": 4, "evaluate": 4}
+  live(folder, name="whole", steps=total, periods=periods)
   for number, options in enumerate(moves, start=1):
-    common = dict(steps=4 * number, rate_steps=24, periods=periods)
-    if options is None:
+    common = dict(steps=4 * number, rate_steps=total, periods=periods)
+    if options is TWO_PROCESSES:
       for process in start_two(folder, devices=1, mesh={"fsdp": 2}, **common):
         assert process.wait(timeout=300) == 0, said(folder) + said(folder, 1)
     else:
       live(folder, **options, **common)
-  for kind, steps in (("train", range(1, 25)), ("eval", range(4, 25, 4))):
+  for kind, steps in (("train", range(1, total + 1)), ("eval", range(4, total + 1, 4))):
     whole, moved = losses(folder, "whole", kind), losses(folder, kind=kind)
     assert sorted(moved) == sorted(whole) == list(steps)
     np.testing.assert_allclose([moved[step] for step in steps], [whole[step] for step in steps], rtol=0, atol=1e-5)

@@ -80,7 +80,13 @@ def test_killed_processes_that_train_together_end_as_if_nothing_had_happened(fol
   assert_same(params(folder, "whole"), params(folder))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+  ("number", "status"),
+  [
+    pytest.param(signal.SIGTERM, 0, id="SIGTERM"),
+    pytest.param(signal.SIGINT, 130, id="SIGINT", marks=pytest.mark.slow),
+  ],
+)
 def test_asked_to_stop_it_saves_and_ends(folder, number, status):
   process = start(folder, steps=2000, periods={"log": 1, "checkpoint": None})
   wait_until_said(folder, "step 2/", [process])
