@@ -29,7 +29,7 @@ def said(folder, index=0):
 
 def live(folder, **options):
   """A life to its end; its last line."""
-  status = start(folder, **options).wait(timeout=300)
+  status = start(folder, **options).wait(timeout=1800)
   assert status == 0, said(folder)
   return json.loads(said(folder).splitlines()[-1])
 

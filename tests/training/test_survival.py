@@ -44,7 +44,7 @@ def kill_again_and_again(folder, kills, begin, **options):
       process.kill()
       process.wait()
   for process in begin(folder, **options):
-    assert process.wait(timeout=300) == 0, said(folder)
+    assert process.wait(timeout=1800) == 0, said(folder)
   print(f"\n{lives} lives, killed while: {dict(phases)}")
   return phases
 
@@ -75,7 +75,7 @@ def test_killed_processes_that_train_together_end_as_if_nothing_had_happened(fol
   kills = -(-KILLS // 2)
   options = dict(KILLED, devices=1, steps=100 + 20 * kills)
   for process in start_two(folder, name="whole", **options):
-    assert process.wait(timeout=300) == 0, said(folder)
+    assert process.wait(timeout=1800) == 0, said(folder)
   kill_again_and_again(folder, kills, start_two, **options)
   assert_same(params(folder, "whole"), params(folder))
 
