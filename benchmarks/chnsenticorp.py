@@ -15,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from side_by_side import pin_threads
+from side_by_side import prepare
+from usual_torch import adamw, batches
 
 DATA_DIR = Path(os.environ.get("FSB_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
 TEXT = "raw_text/CLUECorpusSmall_sampled.txt.gz"
@@ -36,8 +37,8 @@ def pretrain(folder, steps):
 
   from fsb_jax.encodings import bert_tokenizer_from_characters
   from fsb_jax.tasks.plain_text import plain_text_task
+  from fsb_jax.training import optimizers
   from fsb_jax.training.loop import Periods
-  from fsb_jax.training.optimizers import adamw, schedule
   from fsb_jax.training.start import SizedModel
   from fsb_jax.training.train import train
 
@@ -49,25 +50,25 @@ def pretrain(folder, steps):
   files["validation"].write_text("\n".join(documents[:100]) + "\n", "utf-8")
   characters = sorted({c for text in (*documents, *texts) for c in text.lower() if not c.isspace()})
   tokenizer = bert_tokenizer_from_characters(characters, folder / "tokenizer")
-  rate = schedule(learning_rate=1e-3, train_steps=steps)
+  rate = optimizers.schedule(learning_rate=1e-3, train_steps=steps)
   metrics = train(
     model_dir=str(folder / "pretrained"), task=plain_text_task("text", files), train_steps=steps, batch_size=32,
-    optimizer=adamw(learning_rate=rate), learning_rate=rate, model=SizedModel("bert", "tiny"), tokenizer=tokenizer,
+    optimizer=optimizers.adamw(learning_rate=rate), learning_rate=rate, model=SizedModel("bert", "tiny"), tokenizer=tokenizer,
     feature_lengths={"inputs": LENGTH}, buckets=2, dropout_rate=0.1, periods=Periods(log=100, checkpoint=None),
   )
   return folder / "pretrained", metrics
 
 
 def fine_tune_ours(start, folder, seed, steps):
+  from fsb_jax.training import optimizers
   from fsb_jax.training.evaluate import evaluate
   from fsb_jax.training.loop import Periods
-  from fsb_jax.training.optimizers import adamw, schedule
   from fsb_jax.training.train import train
 
-  rate = schedule(learning_rate=LEARNING_RATE, train_steps=steps)
+  rate = optimizers.schedule(learning_rate=LEARNING_RATE, train_steps=steps)
   train(
     model_dir=str(folder), task="chnsenticorp", train_steps=steps, batch_size=BATCH, learning_rate=rate,
-    optimizer=adamw(learning_rate=rate, weight_decay=WEIGHT_DECAY, max_gradient_norm=MAX_NORM),
+    optimizer=optimizers.adamw(learning_rate=rate, weight_decay=WEIGHT_DECAY, max_gradient_norm=MAX_NORM),
     initial_checkpoint_path=str(start), feature_lengths={"inputs": LENGTH}, dropout_rate=DROPOUT, seed=seed,
     periods=Periods(log=300, checkpoint=None), data_dir=str(DATA_DIR),
   )
@@ -80,34 +81,20 @@ def fine_tune_ours(start, folder, seed, steps):
 def fine_tune_theirs(start, seed, steps, tokenizer):
   import torch
   import transformers
-  from torch.utils.data import DataLoader
 
   transformers.set_seed(seed)
   model = transformers.BertForSequenceClassification.from_pretrained(
     start, num_labels=2, hidden_dropout_prob=DROPOUT, attention_probs_dropout_prob=DROPOUT
   )
 
-  def batches(split, **options):
-    examples = reviews(split)
-    encoded = tokenizer([each["text"] for each in examples], truncation=True, max_length=LENGTH)
-    rows = [
-      {**{name: encoded[name][i] for name in encoded}, "labels": each["label"]} for i, each in enumerate(examples)
-    ]
-    return DataLoader(rows, BATCH, collate_fn=transformers.DataCollatorWithPadding(tokenizer), **options)
+  def of(split, **options):
+    return batches(reviews(split), tokenizer, LENGTH, BATCH, **options)
 
-  plain = ("bias", "LayerNorm.weight")
-  named = list(model.named_parameters())
-  optimizer = torch.optim.AdamW(
-    [
-      {"params": [p for name, p in named if not name.endswith(plain)], "weight_decay": WEIGHT_DECAY},
-      {"params": [p for name, p in named if name.endswith(plain)], "weight_decay": 0.0},
-    ],
-    lr=LEARNING_RATE,
-  )
+  optimizer = adamw(model, LEARNING_RATE, WEIGHT_DECAY)
   rate = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
   model.train()
   for _ in range(EPOCHS):
-    for batch in batches("train", shuffle=True):
+    for batch in of("train", shuffle=True):
       optimizer.zero_grad()
       model(**batch).loss.backward()
       torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
@@ -116,7 +103,7 @@ def fine_tune_theirs(start, seed, steps, tokenizer):
   model.eval()
   right = total = 0
   with torch.inference_mode():
-    for batch in batches("test"):
+    for batch in of("test"):
       labels = batch.pop("labels")
       right += int((model(**batch).logits.argmax(-1) == labels).sum())
       total += len(labels)
@@ -130,21 +117,13 @@ def main():
   parser.add_argument("--threads", type=int, default=2)
   parser.add_argument("--json", help="also write every accuracy there")
   arguments = parser.parse_args()
-  pin_threads(arguments.threads)
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  import logging
-
+  prepare(arguments.threads)
   import numpy as np
-  import torch
   from convert_torch import cli
   from scipy import stats
 
   from fsb_jax.encodings import load_tokenizer
-  from fsb_jax.training.host_memory import keep_freed_memory
 
-  keep_freed_memory()  # as `fsb` does; the other side runs in the same process and has it too
-  logging.getLogger("absl").setLevel(logging.ERROR)
-  torch.set_num_threads(arguments.threads)
   steps = EPOCHS * -(-len(reviews("train")) // BATCH)
   found = {"fsb_jax": [], "torch": []}
   with tempfile.TemporaryDirectory() as name:

@@ -11,7 +11,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from side_by_side import compare, pin_threads, quartiles, write_json
+from side_by_side import compare, prepare, quartiles, write_json
+from usual_torch import adamw
 
 BATCH, LENGTH, VOCABULARY, LABELS = 8, 128, 21128, 15
 LAYERS, WIDTH, HEADS, MLP = 6, 768, 12, 3072
@@ -46,10 +47,7 @@ class Theirs:
     torch.manual_seed(0)
     self.model = getattr(transformers, CLASSES[head])(config)
     self.batch = {name: torch.from_numpy(x) for name, x in batch.items()}
-    decayed = [p for name, p in self.model.named_parameters() if not name.endswith("bias") and "LayerNorm" not in name]
-    others = [p for name, p in self.model.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
-    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
+    self.optimizer = adamw(self.model, LEARNING_RATE, WEIGHT_DECAY)
 
   def forward(self):
     import torch
@@ -92,8 +90,8 @@ class Ours:
     import jax.numpy as jnp
 
     from fsb_jax import models
+    from fsb_jax.training import optimizers
     from fsb_jax.training.losses import OBJECTIVES
-    from fsb_jax.training.optimizers import adamw
     from fsb_jax.training.step import Update
 
     self.run = models.Run(**run)
@@ -103,7 +101,7 @@ class Ours:
     self.batch = {name: jnp.asarray(x, jnp.int32) for name, x in batch.items()}
     self.batch["weights"] = jnp.ones(BATCH)
     self.params = jax.tree.map(jnp.asarray, hub.params)
-    optimizer = adamw(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, max_gradient_norm=MAX_NORM)
+    optimizer = optimizers.adamw(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, max_gradient_norm=MAX_NORM)
     inputs = {name: self.batch[name] for name in ("input_ids", "attention_mask")}
 
     def loss(params, inputs, batch):
@@ -188,14 +186,7 @@ def main():
   parser.add_argument("--threads", type=int, default=2)
   parser.add_argument("--json", help="write every second measured to this file")
   arguments = parser.parse_args()
-  pin_threads(arguments.threads)
-  import torch
-
-  from fsb_jax.training.host_memory import keep_freed_memory
-
-  keep_freed_memory()  # as `fsb` does; the other side runs in the same process and has it too
-
-  torch.set_num_threads(arguments.threads)
+  prepare(arguments.threads)
   head, batch = arguments.head, make_batch(arguments.head)
   theirs = {name: Theirs(head, name, batch) for name in ("eager", "sdpa")}
   ours = Ours(head, theirs["eager"], {"scan_layers": not arguments.unrolled}, batch)

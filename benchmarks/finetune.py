@@ -15,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from side_by_side import compare, pin_threads, write_json
+from side_by_side import compare, prepare, write_json
+from usual_torch import adamw, batches
 
 DATA_DIR = Path(os.environ.get("FSB_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
 BATCH, MAX_LENGTH, VOCABULARY, LAYERS, WIDTH, HEADS, MLP = 32, 128, 21128, 6, 768, 12, 3072
@@ -25,10 +26,9 @@ DROPOUT, LEARNING_RATE, WEIGHT_DECAY, MAX_NORM, TRAIN_STEPS, WARMUP = 0.1, 5e-5,
 class Theirs:
   """The loop of the library's own examples, without a trainer around it."""
 
-  def __init__(self, rows, labels, tokenizer):
+  def __init__(self, examples, labels, tokenizer):
     import torch
     import transformers
-    from torch.utils.data import DataLoader
 
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -38,21 +38,14 @@ class Theirs:
     )  # fmt: skip
     self.model = transformers.BertForSequenceClassification(config)
     self.losses, self.real, self.positions = [], 0, 0
-    self._loader = DataLoader(rows, BATCH, shuffle=True, collate_fn=transformers.DataCollatorWithPadding(tokenizer))
+    self._loader = batches(examples, tokenizer, MAX_LENGTH, BATCH, shuffle=True)
     self._batches = iter(self._loader)
 
   def prepare(self):
     """Makes the optimizer, once the weights have been handed on."""
-    import torch
     import transformers
 
-    plain = ("bias", "LayerNorm.weight")
-    named = list(self.model.named_parameters())
-    groups = [
-      {"params": [p for name, p in named if not name.endswith(plain)], "weight_decay": WEIGHT_DECAY},
-      {"params": [p for name, p in named if name.endswith(plain)], "weight_decay": 0.0},
-    ]
-    self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
+    self.optimizer = adamw(self.model, LEARNING_RATE, WEIGHT_DECAY)
     self.rate = transformers.get_linear_schedule_with_warmup(self.optimizer, WARMUP, TRAIN_STEPS)
     self.model.train()
 
@@ -83,17 +76,17 @@ class Ours:
 
     from fsb_jax import models
     from fsb_jax.partitioning import Partitioner
+    from fsb_jax.training import optimizers
     from fsb_jax.training.losses import OBJECTIVES
     from fsb_jax.training.measure import Compilations
-    from fsb_jax.training.optimizers import adamw, schedule
     from fsb_jax.training.step import Update
 
     with tempfile.TemporaryDirectory() as folder:
       theirs.model.save_pretrained(folder)
       hub = convert_torch.load_hub_folder(folder, run=models.Run())
     model = models.build(hub.family, hub.config, hub.head, hub.num_labels)
-    rate = schedule(learning_rate=LEARNING_RATE, train_steps=TRAIN_STEPS, warmup_steps=WARMUP)
-    optimizer = adamw(learning_rate=rate, weight_decay=WEIGHT_DECAY, max_gradient_norm=MAX_NORM)
+    rate = optimizers.schedule(learning_rate=LEARNING_RATE, train_steps=TRAIN_STEPS, warmup_steps=WARMUP)
+    optimizer = optimizers.adamw(learning_rate=rate, weight_decay=WEIGHT_DECAY, max_gradient_norm=MAX_NORM)
     update = Update(model, OBJECTIVES[hub.head], optimizer)
     self.partitioner = Partitioner({"data": 1})
     self.state = self.partitioner.jit(update.first_state)(hub.params)
@@ -137,33 +130,21 @@ def main():
   parser.add_argument("--threads", type=int, default=2)
   parser.add_argument("--json", help="write every second measured to this file")
   arguments = parser.parse_args()
-  pin_threads(arguments.threads)
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  import logging
-
+  prepare(arguments.threads)
   import numpy as np
-  import torch
 
   from fsb_jax.encodings import bert_tokenizer_from_characters
   from fsb_jax.tasks import registry
   from fsb_jax.tasks.text_task import load_split
   from fsb_jax.training.data import Loader
-  from fsb_jax.training.host_memory import keep_freed_memory
 
-  keep_freed_memory()  # as `fsb` does; the other side runs in the same process and has it too
-  logging.getLogger("absl").setLevel(logging.ERROR)
-  torch.set_num_threads(arguments.threads)
   examples = load_split(registry.known_tasks()["tnews"], "train", DATA_DIR).examples
   with tempfile.TemporaryDirectory() as folder:
     tokenizer = bert_tokenizer_from_characters(
       sorted({c for each in examples for c in each["text"].lower() if not c.isspace()}), folder
     )
-  encoded = tokenizer([each["text"] for each in examples], truncation=True, max_length=MAX_LENGTH)
-  rows = [
-    {**{name: encoded[name][i] for name in encoded}, "labels": each["label"]} for i, each in enumerate(examples)
-  ]
   loader = Loader("tnews", "train", tokenizer, MAX_LENGTH, BATCH, shuffle=True, data_dir=str(DATA_DIR))
-  theirs = Theirs(rows, len(loader.label_names), tokenizer)
+  theirs = Theirs(examples, len(loader.label_names), tokenizer)
   ours = Ours(theirs, loader)
   theirs.prepare()
   ours.compile_every_shape()

@@ -240,6 +240,8 @@ def _run(module: str, function: str, context, gin_files, search_paths, keep_conf
     import seqio  # noqa: F401 - brings TensorFlow
   import importlib
 
+  import jax
+
   from fsb_jax.training import gin_utils, host_memory
 
   target = getattr(importlib.import_module(f"fsb_jax.training.{module}"), function)
@@ -248,7 +250,8 @@ def _run(module: str, function: str, context, gin_files, search_paths, keep_conf
   logging.getLogger("absl").setLevel(logging.CRITICAL)
   configured, text = gin_utils.configured(target, gin_files, bindings, search_paths or ())
   _cache_compilations()
-  host_memory.keep_freed_memory()
+  if jax.default_backend() == "cpu":
+    host_memory.keep_freed_memory()
   configured(**({"config_text": text} if keep_config else {}), **arguments)
 
 

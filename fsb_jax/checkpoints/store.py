@@ -248,9 +248,9 @@ class CheckpointStore:
   def _failures_told(self, step: int) -> Iterator[None]:
     try:
       yield
-    except jax.errors.JaxRuntimeError:
-      raise  # the machine's or another process's fault, not the disk's
     except Exception as error:
+      if fault := _fault_of_the_runtime(error):
+        raise fault from None
       reason = " ".join(str(error).split())[:300] or type(error).__name__
       unfinished = [*self._place.glob(f"{step}.orbax-checkpoint-tmp*"), self._place / str(step)]
       for path in unfinished:
@@ -347,6 +347,17 @@ def copy_tokenizer(source: Path | str | None, folder: Path) -> None:
     path = home(source) / name
     if path.is_file() and path.resolve() != (folder / name).resolve():
       shutil.copyfile(path, folder / name)
+
+
+def _fault_of_the_runtime(error: BaseException | None) -> jax.errors.JaxRuntimeError | None:
+  """What the machine or another process did, not the disk, that led to `error`; None where there is nothing such."""
+  while error is not None:
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      return error
+    if "Gloo" in str(error):  # a collective's failure may arrive as a plain exception
+      return jax.errors.JaxRuntimeError(str(error))
+    error = error.__cause__ or error.__context__
+  return None
 
 
 def _keystr(path) -> str:

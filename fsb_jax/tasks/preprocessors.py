@@ -1,5 +1,6 @@
 """From raw examples to token ids: the same code inside tf.data and outside it."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +15,7 @@ _BATCH = 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class Encode:
+class Encode(abc.ABC):
   """A SeqIO preprocessor (`__call__`) that is a plain function over a list of examples too (`encode_batch`).
 
   Attributes:
@@ -29,9 +30,9 @@ class Encode:
   tokens = ()
   numbers = ()
 
+  @abc.abstractmethod
   def encode_batch(self, examples: Sequence[Mapping], max_length: int | None) -> dict[str, list | np.ndarray]:
     """Encodes a batch of raw examples, in rows of at most `max_length` tokens; None cuts nothing."""
-    raise NotImplementedError
 
   def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Encodes a dataset of raw examples; columns of other names are dropped."""

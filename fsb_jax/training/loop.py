@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -127,13 +126,12 @@ class Loop:
       self._evaluate()
     batches = self.loader.stream(self._step, self.train_steps)
     while self._step < self.train_steps and not self._stops_early():
-      asked = time.monotonic()
+      waited = self.loader.waited
       batch = next(batches)
-      waited = time.monotonic() - asked
       with self._trace():
         self._state, metrics = self.update(self._state, self.partitioner.shard_batch(batch))
       self._step += 1
-      self._window.add(metrics, batch["input_ids"].shape[1], waited)
+      self._window.add(metrics, batch["input_ids"].shape[1], self.loader.waited - waited)
       saving = self._is_due(self.periods.checkpoint)
       if saving or self._is_due(self.periods.log):
         self._report()

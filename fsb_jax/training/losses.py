@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fsb_jax.encodings import IGNORED
 from fsb_jax.models.layers import at_least_float32
 
 Batch = Mapping[str, jax.Array]
 Terms = dict[str, jax.Array]
-IGNORED = -100
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:

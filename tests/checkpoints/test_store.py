@@ -258,6 +258,27 @@ def test_a_full_disk_costs_only_the_newest_checkpoint(limit, tmp_path):
   assert store.latest_step() == 2
 
 
+def _barrier_failed():
+  try:
+    raise jax.errors.JaxRuntimeError("UNAVAILABLE: heartbeat timeout")
+  except jax.errors.JaxRuntimeError as error:
+    raise TimeoutError("waiting for a barrier") from error
+
+
+def _collective_failed():
+  raise ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+
+@pytest.mark.parametrize("fails", [_barrier_failed, _collective_failed])
+def test_a_save_that_another_process_broke_is_not_blamed_on_the_disk(fails, tmp_path, monkeypatch):
+  store = small_store(tmp_path)
+  save_steps(store, 1)
+  monkeypatch.setattr(store._checkpointer, "save", lambda *_, **__: fails())
+  with pytest.raises(jax.errors.JaxRuntimeError, match="heartbeat|Gloo"):
+    save_steps(store, 2)
+  store.require_whole(1)
+
+
 def test_one_step_of_a_folder_can_be_loaded(tmp_path):
   store = small_store(tmp_path)
   for step in (1, 2):
