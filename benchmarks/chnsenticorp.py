@@ -53,7 +53,8 @@ def pretrain(folder, steps):
   rate = optimizers.schedule(learning_rate=1e-3, train_steps=steps)
   metrics = train(
     model_dir=str(folder / "pretrained"), task=plain_text_task("text", files), train_steps=steps, batch_size=32,
-    optimizer=optimizers.adamw(learning_rate=rate), learning_rate=rate, model=SizedModel("bert", "tiny"), tokenizer=tokenizer,
+    optimizer=optimizers.adamw(learning_rate=rate), learning_rate=rate,
+    model=SizedModel("bert", "tiny"), tokenizer=tokenizer,
     feature_lengths={"inputs": LENGTH}, buckets=2, dropout_rate=0.1, periods=Periods(log=100, checkpoint=None),
   )
   return folder / "pretrained", metrics

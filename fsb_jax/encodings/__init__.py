@@ -1,12 +1,13 @@
 """Text to arrays and back: pure functions that need neither TensorFlow nor torch nor jax."""
 
 from fsb_jax.encodings.documents import encode_documents
-from fsb_jax.encodings.masking import IGNORED, mask_words
+from fsb_jax.encodings.masking import IGNORED, asked_positions, mask_words
 from fsb_jax.encodings.pairs import encode_pairs
 from fsb_jax.encodings.tokenizer import bert_tokenizer_from_characters, load_tokenizer, save_tokenizer
 
 __all__ = [
   "IGNORED",
+  "asked_positions",
   "bert_tokenizer_from_characters",
   "encode_documents",
   "encode_pairs",

@@ -8,6 +8,7 @@ one, and [UNK] is never asked for.
 import numpy as np
 
 IGNORED = -100
+SHARE = 0.15
 
 
 def mask_words(
@@ -19,7 +20,7 @@ def mask_words(
   example: int,
   mask_id: int,
   replacements: np.ndarray,
-  share: float = 0.15,
+  share: float = SHARE,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Hides words of a row for a model to find.
 
@@ -63,3 +64,19 @@ def mask_words(
   replaced = chosen[fate >= 0.9]
   masked[replaced] = random.choice(replacements, len(replaced))
   return masked, labels
+
+
+def asked_positions(labels: np.ndarray, share: float = SHARE) -> tuple[np.ndarray, np.ndarray]:
+  """Where `mask_words` asks for something, in rows of one length for all masks of that many tokens.
+
+  Args:
+    labels: int32 `[batch, tokens]` of `mask_words`.
+    share: what it was called with.
+
+  Returns:
+    Positions and their labels, int32 `[batch, asked]`: those that are asked for in ascending order, then others, whose
+    label is -100.
+  """
+  asked = max(1, int(np.ceil(share * labels.shape[1])))
+  positions = np.argsort(labels == IGNORED, axis=1, kind="stable")[:, :asked].astype(np.int32)
+  return positions, np.take_along_axis(labels, positions, axis=1)

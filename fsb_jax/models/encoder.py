@@ -31,6 +31,7 @@ class EncoderModel(nn.Module):
     attention_mask: jax.Array | None = None,
     token_type_ids: jax.Array | None = None,
     position_ids: jax.Array | None = None,
+    masked_lm_positions: jax.Array | None = None,
     deterministic: bool = True,
     output_hidden_states: bool = False,
   ):
@@ -41,6 +42,8 @@ class EncoderModel(nn.Module):
       attention_mask: `[batch, length]`, 1 for real tokens, or `[batch, query, key]`, 1 where a query sees a key.
       token_type_ids: int `[batch, length]`, zeros if not given.
       position_ids: int `[batch, length]`, counted by the config's position scheme if not given.
+      masked_lm_positions: int `[batch, asked]`, where a language model's head scores the vocabulary; everywhere if not
+        given.
       deterministic: no dropout; otherwise pass `rngs={"dropout": key}`.
       output_hidden_states: also return every layer's hidden state.
 
@@ -79,7 +82,8 @@ class EncoderModel(nn.Module):
     encoded = BaseOutput(last_hidden_state=hidden, pooler_output=pooled, hidden_states=hidden_states)
     if self.head is None:
       return encoded
-    result = self.head(encoded, token_embed.attend, deterministic)
+    asked = {} if masked_lm_positions is None else {"masked_lm_positions": masked_lm_positions}
+    result = self.head(encoded, token_embed.attend, deterministic, **asked)
     return result if choices is None else result.replace(logits=result.logits.reshape(choices))
 
   def _embed(self, token_embed, input_ids, token_type_ids, position_ids, deterministic) -> jax.Array:

@@ -51,9 +51,12 @@ class Vocabulary(nn.Module):
   transform_activation: str | None = None
 
   @nn.compact
-  def __call__(self, hidden: jax.Array, attend: Attend) -> jax.Array:
-    """Maps `[batch, length, embed]` to `[batch, length, vocab]`."""
-    config = self.config
+  def __call__(self, hidden: jax.Array, attend: Attend, positions: jax.Array | None = None) -> jax.Array:
+    """Maps `[batch, length, embed]` to `[batch, length, vocab]`; at `positions` `[batch, asked]` alone where given."""
+    config, length = self.config, "activation_length"
+    if positions is not None:
+      # Not split: they are few, and XLA (jaxlib 0.10.2) computes wrong gradients where parts are of different size.
+      hidden, length = jnp.take_along_axis(hidden, positions[..., None], axis=1), None
     hidden = dense(config, (config.embed_dim,), ("embed", "mlp"), "transform")(hidden)
     hidden = activation(self.transform_activation or config.activations[0])(hidden)
     hidden = config.norm("norm", config.run)(hidden)
@@ -67,7 +70,7 @@ class Vocabulary(nn.Module):
       logits = attend(hidden) + bias.astype(config.run.dtype)
     else:
       logits = dense(config, (config.vocab_rows,), ("embed", "vocab"), "decoder")(hidden)
-    logits = nn.with_logical_constraint(logits, ("activation_batch", "activation_length", "activation_vocab"))
+    logits = nn.with_logical_constraint(logits, ("activation_batch", length, "activation_vocab"))
     return mask_unused_rows(logits, config.vocab_size)
 
 
@@ -81,9 +84,16 @@ class MaskedLM(Head):
   transform_activation: str | None = None
 
   @nn.compact
-  def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.MaskedLMOutput:
-    """See the module's docstring."""
-    logits = Vocabulary(self.config, self.transform_activation, name="masked_lm")(encoded.last_hidden_state, attend)
+  def __call__(
+    self,
+    encoded: outputs.BaseOutput,
+    attend: Attend,
+    deterministic: bool,
+    masked_lm_positions: jax.Array | None = None,
+  ) -> outputs.MaskedLMOutput:
+    """See the module's docstring; `masked_lm_positions` as in `EncoderModel`."""
+    vocabulary = Vocabulary(self.config, self.transform_activation, name="masked_lm")
+    logits = vocabulary(encoded.last_hidden_state, attend, masked_lm_positions)
     return outputs.MaskedLMOutput(logits=logits, hidden_states=encoded.hidden_states)
 
 
@@ -105,10 +115,17 @@ class Pretraining(Head):
   uses_pooler = True
 
   @nn.compact
-  def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.PretrainingOutput:
-    """See the module's docstring."""
+  def __call__(
+    self,
+    encoded: outputs.BaseOutput,
+    attend: Attend,
+    deterministic: bool,
+    masked_lm_positions: jax.Array | None = None,
+  ) -> outputs.PretrainingOutput:
+    """See the module's docstring; `masked_lm_positions` as in `EncoderModel`."""
+    vocabulary = Vocabulary(self.config, name="masked_lm")
     return outputs.PretrainingOutput(
-      prediction_logits=Vocabulary(self.config, name="masked_lm")(encoded.last_hidden_state, attend),
+      prediction_logits=vocabulary(encoded.last_hidden_state, attend, masked_lm_positions),
       seq_relationship_logits=dense(self.config, (2,), ("embed", "labels"), "next_sentence")(encoded.pooler_output),
       hidden_states=encoded.hidden_states,
     )

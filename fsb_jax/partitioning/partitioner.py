@@ -98,11 +98,13 @@ class Partitioner:
   def shard_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's `host_rows` of a batch as global arrays.
 
-    The first axis of every array is the batch, the last of several the length.
+    The first axis of every array is the batch, a last one as long as that of `input_ids` the length.
     """
+    length = batch["input_ids"].shape[-1]
 
     def one(array):
-      names = (_BATCH_NAMES[0], *(None,) * (array.ndim - 2), *_BATCH_NAMES[1:])[: array.ndim]
+      last = _BATCH_NAMES[1] if array.shape[-1] == length else None
+      names = (_BATCH_NAMES[0], *(None,) * (array.ndim - 2), last)[: array.ndim]
       sharding = NamedSharding(self.mesh, partition_spec(names, self.rules))
       if jax.process_count() == 1:
         return jax.device_put(array, sharding)

@@ -134,7 +134,7 @@ class Loader:
     Each batch has `input_ids`, `attention_mask`, `token_type_ids` int32 `[batch, length]` with one of `buckets` as
     length, `weights` float32 `[batch]` (0 for filling rows), `example_ids` int32 `[batch]` (-1 for filling rows), and
     `labels`: for sequence_classification int32 `[batch]` (-1 in a split without labels), for masked_lm int32
-    `[batch, length]` (-100 where no word is hidden); -100 in filling rows.
+    `[batch, asked]` for `masked_lm_positions` of that shape (-100 where no word is hidden); -100 in filling rows.
     """
     steps = self.steps_per_epoch()
     self._require_step(epoch, start_step, steps)
@@ -172,6 +172,11 @@ class Loader:
       if batch is None:
         return
       yield batch
+
+  def shapes(self, length: int) -> dict[str, tuple[int, ...]]:
+    """The shape over all hosts of every array in a batch of that length."""
+    batch = self._batch(np.zeros(self.batch_size, np.int32), length, epoch=0)
+    return {name: (self.batch_size, *array.shape[1:]) for name, array in batch.items()}
 
   def real_token_share(self, epoch: int = 0) -> float:
     """Share of an epoch's batch positions that hold a real token; the rest is padding and filling rows."""

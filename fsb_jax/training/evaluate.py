@@ -68,7 +68,10 @@ def evaluate_split(
     examples += len(labels)
     if labels.ndim == 1 and (labels < 0).any():
       raise UserError("this split is published without labels, so it cannot be scored; fsb infer writes predictions")
-    predicted = result["predicted"] if labels.ndim > 1 else tasks.predicted_labels(result["logits"], loader.label_slice)
+    if "predictions" in result:
+      predicted = result["predictions"]
+    else:
+      predicted = tasks.predicted_labels(result["logits"], loader.label_slice)
     targets.append(labels[labels >= 0])
     predictions.append(predicted[labels >= 0])
   targets, predictions = np.concatenate(targets), np.concatenate(predictions)

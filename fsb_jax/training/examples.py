@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fsb_jax import tasks
-from fsb_jax.encodings import mask_words
+from fsb_jax.encodings import asked_positions, mask_words
 from fsb_jax.errors import UserError
 
 _ENCODED_AT_ONCE = 8192  # documents and examples; their raw text is held no longer than that
@@ -94,7 +94,7 @@ class HiddenWords:
     return {"mask_id": np.array(self.mask_id), "replacements": self.replacements}
 
   def ask(self, batch: dict[str, np.ndarray], rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
-    """The batch of these examples with words hidden, and `labels` `[rows, length]`."""
+    """The batch of these examples with words hidden, `masked_lm_positions` and their `labels` `[rows, asked]`."""
     batch = dict(batch)
     word_ids = batch.pop("word_ids")
     hidden = [
@@ -103,7 +103,8 @@ class HiddenWords:
       )
       for index, *row in zip(rows, batch["input_ids"], word_ids)
     ]
-    batch["input_ids"], batch["labels"] = map(np.stack, zip(*hidden))
+    batch["input_ids"], labels = map(np.stack, zip(*hidden))
+    batch["masked_lm_positions"], batch["labels"] = asked_positions(labels)
     return batch
 
 

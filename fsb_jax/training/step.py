@@ -20,7 +20,7 @@ from fsb_jax.training.losses import Objective
 Batch = Mapping[str, jax.Array]
 
 # What of a batch a model takes; the rest is for the loss and for people.
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "masked_lm_positions")
 
 # The typical loss is the mean of about so many good steps, and known after a few.
 TYPICAL_STEPS, FEW_STEPS = 100, 20
@@ -275,15 +275,17 @@ def eval_step(model: nn.Module, objective: Objective) -> Callable[[Any, Batch], 
   """Makes the function that scores a batch.
 
   Returns:
-    (params, batch) -> `logits`, the loss's `sums` and `weights` by term, and the batch's own `labels`, `weights` and
-    `example_ids`, so that every host sees all rows.
+    (params, batch) -> `logits`, or `predictions` (their argmax) where a row has several labels; the loss's `sums` and
+    `term_weights` by term; and the batch's own `labels`, `weights` and `example_ids`, so that every host sees all rows.
   """
 
   def step(params, batch):
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     outputs = model.apply({"params": params}, **inputs)
+    # A vocabulary's scores would be too much to hand to the host.
+    several = batch["labels"].ndim > 1
     return {
-      "logits": outputs.logits,
+      **({"predictions": jnp.argmax(outputs.logits, -1)} if several else {"logits": outputs.logits}),
       "sums": objective.sums(outputs, batch),
       "term_weights": objective.weights(batch),
       **{name: batch[name] for name in ("labels", "weights", "example_ids")},

@@ -37,7 +37,7 @@ from fsb_jax.training.start import (
   start_from,
   training_item,
 )
-from fsb_jax.training.step import TrainState, Update, abstract_state, global_norm
+from fsb_jax.training.step import MODEL_INPUTS, TrainState, Update, abstract_state, global_norm
 
 
 def train(
@@ -233,12 +233,16 @@ def _flops(start: Start, loader: Loader) -> dict[int, int] | None:
   if peak_per_second(jax.devices()[0]) is None:
     return None
 
-  def forward(params, ids):
-    return start.model.apply({"params": params}, input_ids=ids)
+  def forward(params, inputs):
+    return start.model.apply({"params": params}, **inputs)
 
   params = models.abstract_params(start.model)
-  sizes = {length: jax.ShapeDtypeStruct((loader.batch_size, length), np.int32) for length in loader.buckets}
-  return {length: 3 * matmul_flops(forward, params, ids) for length, ids in sizes.items()}
+  operations = {}
+  for length in loader.buckets:
+    shapes = {name: shape for name, shape in loader.shapes(length).items() if name in MODEL_INPUTS}
+    inputs = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
+    operations[length] = 3 * matmul_flops(forward, params, inputs)
+  return operations
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsb_jax.encodings import IGNORED, mask_words
+from fsb_jax.encodings import IGNORED, asked_positions, mask_words
 
 MASK = 4
 REPLACEMENTS = np.arange(5, 1000, dtype=np.int32)
@@ -43,6 +43,21 @@ def test_whole_words_are_hidden_up_to_the_budget(words, seed, epoch, example):
   left = [size for word, (size, _) in enumerate(words) if not chosen[word_ids == word].any()]
   # Nothing that is left would have fitted.
   assert chosen.sum() <= budget and all(size > budget - chosen.sum() for size in left)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=st.lists(WORDS, min_size=1, max_size=4), seed=st.integers(0, 5))
+def test_everything_that_is_asked_is_listed(rows, seed):
+  hidden = [hide(*row(words), seed=seed)[1] for words in rows]
+  length = max(map(len, hidden))
+  labels = np.stack([np.pad(each, (0, length - len(each)), constant_values=IGNORED) for each in hidden])
+  positions, asked = asked_positions(labels)
+  assert positions.shape == asked.shape == (len(rows), max(1, -(-length * 15 // 100)))
+  assert positions.dtype == asked.dtype == np.int32
+  again = np.full_like(labels, IGNORED)
+  np.put_along_axis(again, positions, asked, axis=1)
+  np.testing.assert_array_equal(again, labels)
+  assert all(len({*places}) == len(places) for places in positions.tolist())
 
 
 def test_padding_changes_nothing():

@@ -15,7 +15,7 @@ from fsb_jax.training.data import Loader
 
 DATA_DIR = Path(os.environ.get("FSB_DATA_DIR", Path(__file__).parents[3] / "shared" / "data"))
 CHARACTERS = "今天气真好不知道我来到北京清华大学，。"
-FIELDS = {"input_ids", "attention_mask", "token_type_ids", "labels", "weights", "example_ids"}
+FIELDS = {"input_ids", "attention_mask", "token_type_ids", "masked_lm_positions", "labels", "weights", "example_ids"}
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,13 @@ def test_every_row_once_with_hidden_words(tokenizer, declared, documents, shuffl
   assert corpus.num_examples == len(expected["input_ids"]) > len(documents)
   served = []
   for batch in corpus.batches(0):
-    assert batch.keys() == FIELDS and batch["labels"].shape == batch["input_ids"].shape
+    assert batch.keys() == FIELDS
+    asked = -(-batch["input_ids"].shape[1] * 15 // 100)
+    assert batch["labels"].shape == batch["masked_lm_positions"].shape == (8, asked)
+    assert {name: array.shape for name, array in batch.items()} == corpus.shapes(batch["input_ids"].shape[1])
     assert {batch[name].dtype for name in FIELDS - {"weights"}} == {np.dtype(np.int32)}
     for ids, labels, mask, weight, index in zip(
-      *(batch[name] for name in ("input_ids", "labels", "attention_mask", "weights", "example_ids"))
+      batch["input_ids"], everywhere(batch), *(batch[name] for name in ("attention_mask", "weights", "example_ids"))
     ):
       if weight == 0:
         assert index == -1 and (labels == IGNORED).all()
@@ -70,12 +73,19 @@ def test_every_row_once_with_hidden_words(tokenizer, declared, documents, shuffl
   assert sorted(served) == list(range(corpus.num_examples))
 
 
+def everywhere(batch):
+  """Labels of every position, -100 where nothing is asked."""
+  labels = np.full_like(batch["input_ids"], IGNORED)
+  np.put_along_axis(labels, batch["masked_lm_positions"], batch["labels"], axis=1)
+  return labels
+
+
 def masks(batches):
   """By example: what is hidden, and what stands there."""
   return {
     int(index): (np.flatnonzero(labels != IGNORED).tolist(), ids[labels != IGNORED].tolist())
     for batch in batches
-    for index, ids, labels in zip(batch["example_ids"], batch["input_ids"], batch["labels"])
+    for index, ids, labels in zip(batch["example_ids"], batch["input_ids"], everywhere(batch))
     if index >= 0
   }
 
