@@ -28,7 +28,7 @@ from fsb_jax.models.outputs import (
 from fsb_jax.models.positions import LearnedPositions
 
 # Families.
-from fsb_jax.models.registry import Family, all_families, build, family, family_of_model_type, sized
+from fsb_jax.models.registry import Family, all_families, build, family, family_of_hub_config, sized
 
 __all__ = [
   "HEADS",
@@ -52,7 +52,7 @@ __all__ = [
   "dummy_ids",
   "all_families",
   "family",
-  "family_of_model_type",
+  "family_of_hub_config",
   "flatten",
   "fresh_values",
   "may_be_fresh",

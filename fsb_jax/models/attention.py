@@ -38,6 +38,7 @@ def attend(
   mask: Mask,
   *,
   scale: float,
+  bias: jax.Array | None = None,
   implementation: str = "auto",
   dropout_rate: float = 0.0,
   dropout_rng: jax.Array | None = None,
@@ -50,6 +51,7 @@ def attend(
     value: `[batch, key, heads, head_dim]`.
     mask: who sees whom.
     scale: multiplies the scores.
+    bias: added to them, `[batch or 1, heads, query, key]`.
     implementation: "auto", "reference", "xla" or "cudnn". "auto" takes `jax.nn.dot_product_attention` for 16-bit
       types, whose scores it makes in float32, wherever it computes the same function: it has no dropout, no float64
       softmax and one way to fill masked scores. In float32 the reference does the same and keeps less for the backward
@@ -73,12 +75,16 @@ def attend(
         "use 'auto' or 'reference'"
       )
     lengths = query.shape[1], key.shape[1]
-    # cuDNN takes a bias in the activations' dtype only, and bfloat16 cannot hold the fill.
-    masking = (
-      {"mask": mask.allowed(*lengths)} if implementation == "cudnn" else {"bias": mask.bias(*lengths, jnp.float32)}
-    )
+    if implementation == "cudnn":
+      # It takes a bias in the activations' dtype only, and bfloat16 cannot hold the fill.
+      masking = {"mask": mask.allowed(*lengths), "bias": bias if bias is None else bias.astype(query.dtype)}
+    else:
+      both = [x for x in (bias, mask.bias(*lengths, jnp.float32)) if x is not None]
+      masking = {"bias": sum(both[1:], start=both[0]) if both else None}
     return jax.nn.dot_product_attention(query, key, value, **masking, scale=scale, implementation=implementation)
   scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * scale
+  if bias is not None:
+    scores = scores + bias
   scores = mask.apply(scores.astype(at_least_float32(scores.dtype)))
   probabilities = mask.apply_to_probabilities(softmax(scores))
   if dropping:
@@ -87,32 +93,62 @@ def attend(
   return jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(value.dtype), value)
 
 
+def by_offset(x: jax.Array) -> jax.Array:
+  """Scores of pairs from scores of offsets: `y[..., i, j] = x[..., i, j - i + length - 1]`, without a gather.
+
+  Args:
+    x: `[..., length, 2 * length - 1]`, the last axis from offset `1 - length` on.
+
+  Returns:
+    `[..., length, length]`.
+  """
+  length = x.shape[-2]
+  if length == 1:
+    return x
+  # In the rows laid end to end, (i, j) stands at i * (2 * length - 2) + j + length - 1.
+  flat = x.reshape(*x.shape[:-2], -1)[..., length - 1 : length - 1 + length * (2 * length - 2)]
+  return flat.reshape(*x.shape[:-1], 2 * length - 2)[..., :length]
+
+
 class Attention(nn.Module):
   """Multi-head self-attention with separate query, key, value and out projections."""
 
   config: Any
 
+  def projection(self, name: str) -> nn.Module:
+    """The projection called `name` to heads, `[..., embed] -> [..., heads, head_dim]`."""
+    config = self.config
+    return dense(config, (config.num_heads, config.head_dim), ("embed", "heads", "kv"), name)
+
   @nn.compact
   def __call__(self, hidden: jax.Array, context) -> jax.Array:
     """Maps `[batch, length, embed]` to the same shape."""
     config = self.config
-    heads = (config.num_heads, config.head_dim)
+    projections = {name: self.projection(name) for name in ("query", "key", "value")}
     query, key, value = (
       nn.with_logical_constraint(
-        dense(config, heads, ("embed", "heads", "kv"), name)(hidden),
-        ("activation_batch", "activation_length", "activation_heads", "activation_kv"),
+        project(hidden), ("activation_batch", "activation_length", "activation_heads", "activation_kv")
       )
-      for name in ("query", "key", "value")
+      for project in projections.values()
     )
+    scale, bias = self.scores(query, key, projections, context)
+    positions, shared = config.positions, context.shared
+    query, key = positions.rotate(query, shared), positions.rotate(key, shared)
+    value = positions.rotate_values(value, shared)
     dropping = not context.deterministic and config.dropout.attention > 0
     result = attend(
       query,
       key,
       value,
       context.mask,
-      scale=1.0 / math.sqrt(config.head_dim),
+      scale=scale,
+      bias=bias,
       implementation=config.run.attention,
       dropout_rate=config.dropout.attention,
       dropout_rng=self.make_rng("dropout") if dropping else None,
     )
     return dense(config, (config.embed_dim,), ("heads", "kv", "embed"), "out", inputs=2)(result)
+
+  def scores(self, query, key, projections, context) -> tuple[float, jax.Array | None]:
+    """What multiplies the scores, and what is added to them."""
+    return 1.0 / math.sqrt(self.config.head_dim), None

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from fsb_jax.errors import UserError
+from fsb_jax.models.attention import Attention
 from fsb_jax.models.layers import NormSpec
 from fsb_jax.models.positions import LearnedPositions
 
@@ -74,14 +75,22 @@ class TransformerConfig:
     vocab_size: token ids the model knows; the table may hold more rows (`Run.vocab_multiple`).
     embed_dim: width of the residual stream.
     mlp_dim: width inside the feed-forward block.
+    token_dim: width of the embeddings, which a linear layer brings to `embed_dim`; None where they have it.
     token_types: rows of the token type table, 0 for none.
+    layer_groups: how many sets of parameters the layers have, each for a run of equally many; None for one a layer.
     positions: a position object, see `positions.py`.
+    attention: the module of self-attention.
+    convolution: of the embeddings, joined after the first layer, see `disentangled.py`; None for none.
     activations: one name for a plain feed-forward block, two for a gated one.
     norm: kind and epsilon of every normalisation.
     norm_placement: "post" normalises after the residual sum, "pre" before each sub-layer.
     embedding_norm: normalise the sum of the embeddings.
     final_norm: normalise after the last block.
+    mask_embeddings: embeddings of padding are zero.
+    mask_kind: "padding", or "prefix" where token types say what is generated, see `masks.prefix_mask`.
     mask_fill: what a masked score becomes, see `masks.Mask`.
+    base_pooler: the encoder without a head has a pooler.
+    pooler_activation: of the pooler, wherever there is one.
     tie_embeddings: language-model heads decode with the token embedding.
     pad_token_id: id that fills short rows; looking it up does not train its row. None for none.
     initializer_range: standard deviation of freshly drawn kernels and tables.
@@ -92,14 +101,22 @@ class TransformerConfig:
   num_layers: int
   num_heads: int
   mlp_dim: int
+  token_dim: int | None = None
   token_types: int = 0
+  layer_groups: int | None = None
   positions: Any = LearnedPositions(length=512)
+  attention: type[Attention] = Attention
+  convolution: Any = None
   activations: tuple[str, ...] = ("gelu",)
   norm: NormSpec = NormSpec()
   norm_placement: Literal["pre", "post"] = "post"
   embedding_norm: bool = True
   final_norm: bool = False
+  mask_embeddings: bool = False
+  mask_kind: Literal["padding", "prefix"] = "padding"
   mask_fill: str = "finfo_min"
+  base_pooler: bool = True
+  pooler_activation: str = "tanh"
   tie_embeddings: bool = True
   pad_token_id: int | None = 0
   initializer_range: float = 0.02
@@ -109,11 +126,18 @@ class TransformerConfig:
   def __post_init__(self):
     if self.embed_dim % self.num_heads:
       raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+    if self.num_layers % (self.layer_groups or 1):
+      raise ValueError(f"num_layers {self.num_layers} is not a multiple of layer_groups {self.layer_groups}")
 
   @property
   def head_dim(self) -> int:
     """Width of one attention head."""
     return self.embed_dim // self.num_heads
+
+  @property
+  def token_width(self) -> int:
+    """Width of the embeddings."""
+    return self.token_dim or self.embed_dim
 
   @property
   def vocab_rows(self) -> int:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from fsb_jax.models.heads import Head
-from fsb_jax.models.layers import dense, embed
-from fsb_jax.models.masks import mask_from_attention_mask
+from fsb_jax.models.layers import activation, dense, embed
+from fsb_jax.models.masks import mask_from_attention_mask, prefix_mask
 from fsb_jax.models.outputs import BaseOutput
 from fsb_jax.models.transformer import HIDDEN_AXES, Context, Stack
 
@@ -69,16 +69,25 @@ class EncoderModel(nn.Module):
       used_row_axis="vocab",
       padding_row=config.pad_token_id,
     )
-    hidden = self._embed(token_embed, input_ids, token_type_ids, position_ids, deterministic)
+    if token_type_ids is None:
+      token_type_ids = jnp.zeros_like(input_ids)
+    if config.mask_kind == "prefix":
+      mask = prefix_mask(attention_mask, token_type_ids, config.mask_fill)
+    else:
+      mask = mask_from_attention_mask(attention_mask, config.mask_fill)
+    hidden = self._embed(token_embed, input_ids, token_type_ids, position_ids, mask, deterministic)
     context = Context(
-      mask=mask_from_attention_mask(attention_mask, config.mask_fill),
+      mask=mask,
       deterministic=deterministic,
       output_hidden_states=output_hidden_states,
     )
+    if config.token_dim is not None:
+      hidden = dense(config, (config.embed_dim,), ("table_embed", "embed"), "embed_project")(hidden)
     hidden, hidden_states = Stack(config, name="encoder")(hidden, context)
     pooled = None
-    if self.head is None or self.head.uses_pooler:
-      pooled = jnp.tanh(dense(config, (config.embed_dim,), ("embed", "mlp"), "pooler")(hidden[:, 0]))
+    if self.head.uses_pooler if self.head else config.base_pooler:
+      pooled = dense(config, (config.embed_dim,), ("embed", "mlp"), "pooler")(hidden[:, 0])
+      pooled = activation(config.pooler_activation)(pooled)
     encoded = BaseOutput(last_hidden_state=hidden, pooler_output=pooled, hidden_states=hidden_states)
     if self.head is None:
       return encoded
@@ -86,16 +95,16 @@ class EncoderModel(nn.Module):
     result = self.head(encoded, token_embed.attend, deterministic, **asked)
     return result if choices is None else result.replace(logits=result.logits.reshape(choices))
 
-  def _embed(self, token_embed, input_ids, token_type_ids, position_ids, deterministic) -> jax.Array:
+  def _embed(self, token_embed, input_ids, token_type_ids, position_ids, mask, deterministic) -> jax.Array:
     config = self.config
     if position_ids is None:
       position_ids = config.positions.ids(input_ids)
     hidden = token_embed(input_ids) + config.positions.embed(config, position_ids)
     if config.token_types:
-      if token_type_ids is None:
-        token_type_ids = jnp.zeros_like(input_ids)
       hidden = hidden + embed(config, config.token_types, "token_type", "token_type_embed")(token_type_ids)
     if config.embedding_norm:
       hidden = config.norm("embedding_norm", config.run)(hidden)
+    if config.mask_embeddings and mask.keys is not None:
+      hidden = hidden * mask.keys[..., None].astype(hidden.dtype)
     hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
     return nn.Dropout(config.dropout.hidden, deterministic=deterministic)(hidden)

@@ -57,7 +57,7 @@ class Vocabulary(nn.Module):
     if positions is not None:
       # Not split: they are few, and XLA (jaxlib 0.10.2) computes wrong gradients where parts are of different size.
       hidden, length = jnp.take_along_axis(hidden, positions[..., None], axis=1), None
-    hidden = dense(config, (config.embed_dim,), ("embed", "mlp"), "transform")(hidden)
+    hidden = dense(config, (config.token_width,), ("embed", "mlp"), "transform")(hidden)
     hidden = activation(self.transform_activation or config.activations[0])(hidden)
     hidden = config.norm("norm", config.run)(hidden)
     if config.tie_embeddings:
@@ -131,6 +131,42 @@ class Pretraining(Head):
     )
 
 
+class SentenceOrder(Head):
+  """`MaskedLM`, and are the two texts in their order (ALBERT, Lan et al. 2019)?"""
+
+  uses_pooler = True
+
+  @nn.compact
+  def __call__(
+    self,
+    encoded: outputs.BaseOutput,
+    attend: Attend,
+    deterministic: bool,
+    masked_lm_positions: jax.Array | None = None,
+  ) -> outputs.SentenceOrderOutput:
+    """See the module's docstring; `masked_lm_positions` as in `EncoderModel`."""
+    vocabulary = Vocabulary(self.config, name="masked_lm")
+    x = self.drop(encoded.pooler_output, deterministic)
+    return outputs.SentenceOrderOutput(
+      prediction_logits=vocabulary(encoded.last_hidden_state, attend, masked_lm_positions),
+      sop_logits=dense(self.config, (2,), ("embed", "labels"), "sentence_order")(x),
+      hidden_states=encoded.hidden_states,
+    )
+
+
+class Discriminator(Head):
+  """Was each token replaced by another (ELECTRA, Clark et al. 2020)?"""
+
+  @nn.compact
+  def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.DiscriminatorOutput:
+    """See the module's docstring."""
+    config = self.config
+    x = dense(config, (config.embed_dim,), ("embed", "mlp"), "transform")(encoded.last_hidden_state)
+    x = activation(config.activations[0])(x)
+    logits = dense(config, (1,), ("embed", "labels"), "replaced")(x)[..., 0]
+    return outputs.DiscriminatorOutput(logits=logits, hidden_states=encoded.hidden_states)
+
+
 class SequenceClassification(Head):
   """One of `num_labels` classes for a text, from the pooled first token."""
 
@@ -146,7 +182,13 @@ class SequenceClassification(Head):
 
 
 class FirstTokenClassification(Head):
-  """Classes of a text from a two-layer network of its own on the first token, without a pooler (RoBERTa)."""
+  """Classes of a text from a two-layer network of its own on the first token, without a pooler (RoBERTa).
+
+  Attributes:
+    hidden_activation: between the two; None takes the feed-forward block's.
+  """
+
+  hidden_activation: str | None = "tanh"
 
   @nn.compact
   def __call__(
@@ -154,7 +196,8 @@ class FirstTokenClassification(Head):
   ) -> outputs.SequenceClassificationOutput:
     """See the module's docstring."""
     x = self.drop(encoded.last_hidden_state[:, 0], deterministic)
-    x = jnp.tanh(dense(self.config, (self.config.embed_dim,), ("embed", "mlp"), "classifier_dense")(x))
+    x = dense(self.config, (self.config.embed_dim,), ("embed", "mlp"), "classifier_dense")(x)
+    x = activation(self.hidden_activation or self.config.activations[0])(x)
     logits = self.classify(x, deterministic, "classifier_out")
     return outputs.SequenceClassificationOutput(logits=logits, hidden_states=encoded.hidden_states)
 
@@ -184,6 +227,33 @@ class MultipleChoice(Head):
     """Returns logits `[batch * choices, 1]`, which the model folds to `[batch, choices]`."""
     x = self.drop(encoded.pooler_output, deterministic)
     logits = dense(self.config, (1,), ("embed", "labels"), "classifier")(x)
+    return outputs.MultipleChoiceOutput(logits=logits, hidden_states=encoded.hidden_states)
+
+
+class SummaryMultipleChoice(Head):
+  """`MultipleChoice` from one token instead of the pooler.
+
+  Attributes:
+    token: which one; -1 is the last position, padding or not.
+    summary_activation: after a linear layer on it; None for no such layer.
+    summary_dropout: after that.
+  """
+
+  num_labels: int = 1
+  token: int = 0
+  summary_activation: str | None = None
+  summary_dropout: float = 0.0
+
+  takes_choices = True
+
+  @nn.compact
+  def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.MultipleChoiceOutput:
+    """Returns logits `[batch * choices, 1]`, which the model folds to `[batch, choices]`."""
+    config, x = self.config, encoded.last_hidden_state[:, self.token]
+    if self.summary_activation is not None:
+      x = activation(self.summary_activation)(dense(config, (config.embed_dim,), ("embed", "mlp"), "summary")(x))
+    x = nn.Dropout(self.summary_dropout, deterministic=deterministic)(x)
+    logits = dense(config, (1,), ("embed", "labels"), "classifier")(x)
     return outputs.MultipleChoiceOutput(logits=logits, hidden_states=encoded.hidden_states)
 
 

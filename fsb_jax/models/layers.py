@@ -267,10 +267,10 @@ def dense(config, features: tuple[int, ...], axes: tuple[str, ...], name: str | 
 def embed(
   config, rows: int, row_axis: str, name: str, used_row_axis: str | None = None, padding_row: int | None = None
 ) -> Embed:
-  """An `Embed` of width `embed_dim` with the dtypes and initialisation of `config`."""
+  """An `Embed` of width `token_width` with the dtypes and initialisation of `config`."""
   return Embed(
     rows=rows,
-    features=config.embed_dim,
+    features=config.token_width,
     # Not "embed": a table sharded on both axes makes XLA replicate it in full before every lookup.
     axes=(row_axis, "table_embed"),
     used_axes=(used_row_axis or row_axis, "table_embed"),

@@ -34,6 +34,23 @@ class PretrainingOutput:
 
 
 @struct.dataclass
+class SentenceOrderOutput:
+  """`prediction_logits` `[batch, length, vocab]`, `sop_logits` `[batch, 2]`: class 1 is for swapped texts."""
+
+  prediction_logits: jax.Array
+  sop_logits: jax.Array
+  hidden_states: tuple[jax.Array, ...] | None = None
+
+
+@struct.dataclass
+class DiscriminatorOutput:
+  """`logits` `[batch, length]`: above zero where a token was probably replaced."""
+
+  logits: jax.Array
+  hidden_states: tuple[jax.Array, ...] | None = None
+
+
+@struct.dataclass
 class NextSentenceOutput:
   """`logits` `[batch, 2]`: class 0 says that the second text follows the first."""
 

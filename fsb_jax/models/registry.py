@@ -26,6 +26,7 @@ class Family:
     config_to_hf: the Hub fields that describe a config; undoes `config_from_hf`.
     sizes: known shapes by name.
     heads: head name -> head module; every family also has "base", no head at all.
+    reads: whether a Hub config of this `model_type` is this family's, where several share one.
     model: makes the module of a config and a head.
   """
 
@@ -37,6 +38,7 @@ class Family:
   sizes: Mapping[str, TransformerConfig]
   heads: Mapping[str, Callable[..., Head]] = dataclasses.field(default_factory=lambda: HEADS)
   model: Callable[..., nn.Module] = EncoderModel
+  reads: Callable[[Mapping], bool] = lambda hf: True
 
   def architecture(self, head: str) -> str:
     """The class a Hub config names for `head`."""
@@ -57,6 +59,9 @@ _CLASS_SUFFIX = {
   "base": "Model",
   "masked_lm": "ForMaskedLM",
   "pretraining": "ForPreTraining",
+  "sentence_order": "ForPreTraining",
+  "replaced_tokens": "ForPreTraining",
+  "causal_lm": "ForCausalLM",
   "next_sentence": "ForNextSentencePrediction",
   "sequence_classification": "ForSequenceClassification",
   "token_classification": "ForTokenClassification",
@@ -80,10 +85,11 @@ def family(name: str) -> Family:
   return all_families()[name]
 
 
-def family_of_model_type(model_type: str | None) -> Family:
-  """The family of a Hub config's `model_type`."""
+def family_of_hub_config(hf: Mapping) -> Family:
+  """The family of a Hub config."""
+  model_type = hf.get("model_type")
   for candidate in all_families().values():
-    if candidate.model_type == model_type:
+    if candidate.model_type == model_type and candidate.reads(hf):
       return candidate
   known = ", ".join(sorted(f.model_type for f in all_families().values()))
   raise UserError(f"config.json says model_type {model_type!r}, which fsb_jax does not know; known: {known}")

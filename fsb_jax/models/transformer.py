@@ -4,9 +4,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import struct
 
-from fsb_jax.models.attention import Attention
 from fsb_jax.models.layers import Mlp
 from fsb_jax.models.masks import Mask
 
@@ -15,9 +15,16 @@ HIDDEN_AXES = ("activation_batch", "activation_length", "activation_embed")
 
 @struct.dataclass
 class Context:
-  """What every layer of a stack reads; built once, never written."""
+  """What every layer of a stack reads; built once, never written.
+
+  Attributes:
+    shared: the position scheme's, see `Positions.shared`.
+    convolved: what joins the first layer's output, with a method `join`; None where nothing does.
+  """
 
   mask: Mask
+  shared: Any = None
+  convolved: Any = None
   deterministic: bool = struct.field(pytree_node=False, default=True)
   output_hidden_states: bool = struct.field(pytree_node=False, default=False)
 
@@ -33,7 +40,8 @@ class Block(nn.Module):
 
     Args:
       hidden: `[batch, length, embed]`.
-      per_layer: this layer's slice of what differs by layer; None where nothing does.
+      per_layer: this layer's slice of what differs by layer; None where nothing does. With a convolution, whether the
+        layer is the first.
       context: what all layers share.
 
     Returns:
@@ -47,14 +55,20 @@ class Block(nn.Module):
       return x + drop(sublayer(norm(x))) if config.norm_placement == "pre" else norm(x + drop(sublayer(x)))
 
     hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
-    hidden = residual(hidden, lambda x: Attention(config, name="attention")(x, context), "attention_norm")
+    hidden = residual(hidden, lambda x: config.attention(config, name="attention")(x, context), "attention_norm")
     hidden = residual(hidden, Mlp(config, name="mlp"), "mlp_norm")
+    if context.convolved is not None:
+      hidden = jnp.where(per_layer, context.convolved.join(hidden), hidden)
     hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
     return hidden, hidden if context.output_hidden_states else None
 
 
 class Stack(nn.Module):
-  """`num_layers` blocks, then the final norm where the config has one."""
+  """`num_layers` blocks, then the final norm where the config has one.
+
+  Blocks are `layers` (stacked), or `layers_{i}`; with `config.layer_groups` they are `group_{i}`, each of which serves
+  a run of layers.
+  """
 
   config: Any
   block: type[nn.Module] = Block
@@ -80,8 +94,16 @@ class Stack(nn.Module):
       # "full" is no policy's name: it keeps nothing.
       policy = getattr(jax.checkpoint_policies, run.remat, None)
       block = nn.remat(block, prevent_cse=not run.scan_layers, policy=policy)
+    context = context.replace(shared=config.positions.shared(config, hidden.shape[1]))
+    if config.convolution is not None:
+      convolution = config.convolution(config, "convolution")
+      context = context.replace(convolved=convolution(hidden, context.mask.real(), context.deterministic))
+      per_layer = jnp.arange(config.num_layers) == 0
     states = [hidden]
-    if run.scan_layers:
+    if config.layer_groups is not None:
+      hidden, layers = self._grouped(block, hidden, per_layer, context)
+      states.extend(layers)
+    elif run.scan_layers:
       scanned = nn.scan(
         block,
         variable_axes={"params": 0},
@@ -101,3 +123,25 @@ class Stack(nn.Module):
     if config.final_norm:
       hidden = config.norm("final_norm", run)(hidden)
     return hidden, (*states[:-1], hidden) if context.output_hidden_states else None
+
+  def _grouped(self, block, hidden: jax.Array, per_layer: Any, context: Context) -> tuple[jax.Array, list]:
+    """Runs the layers where groups of them share their parameters."""
+    config, states = self.config, []
+    times = config.num_layers // config.layer_groups
+    for group in range(config.layer_groups):
+      module = block(config, name=f"group_{group}")
+      slices = jax.tree.map(lambda x, first=group * times: x[first : first + times], per_layer)
+      if config.run.scan_layers:
+        repeated = nn.scan(
+          lambda module, hidden, slice_: module(hidden, slice_, context),
+          variable_broadcast="params",
+          split_rngs={"params": False, "dropout": True},
+          length=times,
+        )
+        hidden, stacked = repeated(module, hidden, slices)
+        states.extend(stacked[i] for i in range(times) if context.output_hidden_states)
+      else:
+        for i in range(times):
+          hidden, state = module(hidden, jax.tree.map(lambda x, i=i: x[i], slices), context)
+          states.append(state)
+    return hidden, states

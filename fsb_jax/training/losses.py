@@ -142,11 +142,31 @@ OBJECTIVES: dict[str, Objective] = {
   "multiple_choice": _classes,
   "token_classification": _classes,
   "masked_lm": Objective((ClassTerm("masked_lm", lambda outputs: outputs.logits, _label("labels")),)),
+  # Each position is asked for the next one's token.
+  "causal_lm": Objective(
+    (ClassTerm("causal_lm", lambda outputs: outputs.logits[:, :-1], lambda batch: batch["labels"][:, 1:]),)
+  ),
   "next_sentence": Objective((ClassTerm("next_sentence", lambda outputs: outputs.logits, _label("labels")),)),
   "pretraining": Objective(
     (
       ClassTerm("masked_lm", lambda outputs: outputs.prediction_logits, _label("labels")),
       ClassTerm("next_sentence", lambda outputs: outputs.seq_relationship_logits, _label("next_sentence_label")),
+    )
+  ),
+  "sentence_order": Objective(
+    (
+      ClassTerm("masked_lm", lambda outputs: outputs.prediction_logits, _label("labels")),
+      ClassTerm("sentence_order", lambda outputs: outputs.sop_logits, _label("sentence_order_label")),
+    )
+  ),
+  # One logit is that of two classes, the other's being 0. Padding is not asked about.
+  "replaced_tokens": Objective(
+    (
+      ClassTerm(
+        "replaced_tokens",
+        lambda outputs: jnp.stack([jnp.zeros_like(outputs.logits), outputs.logits], -1),
+        lambda batch: jnp.where(batch["attention_mask"] == 1, batch["labels"], IGNORED),
+      ),
     )
   ),
   # The mean of the two.

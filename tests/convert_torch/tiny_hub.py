@@ -19,7 +19,20 @@ SHAPE = dict(
   initializer_range=0.3,
   num_labels=3,
 )
-FAMILIES = ("bert", "roberta", "megatron_bert")
+# What else a family's config wants so that every part of the model is there.
+ALSO = {
+  "albert": dict(embedding_size=16, num_hidden_groups=3),
+  "deberta_v2": dict(
+    relative_attention=True, position_buckets=8, max_relative_positions=24, pos_att_type=["p2c", "c2p"],
+    share_att_key=True, norm_rel_ebd="layer_norm", conv_kernel_size=3, conv_act="gelu", position_biased_input=True,
+    type_vocab_size=2, max_position_embeddings=40,
+  ),
+  "electra": dict(embedding_size=16),
+  "roformer": dict(embedding_size=16),
+}
+# Families that transformers lacks, with the original's name of them.
+ORIGINALS = {"zhouwenwang": "roformer"}
+FAMILIES = tuple(name for name in models.all_families() if name not in ORIGINALS)
 EVERY_HEAD = [(name, head) for name in FAMILIES for head in ("base", *models.family(name).heads)]
 
 
@@ -28,19 +41,20 @@ def torch_class(family, head):
 
 
 def torch_config(family, head, **changes):
-  # A span head has as many rows in transformers as the config has labels, and works with two.
-  labels = {"num_labels": 2} if head == "question_answering" else {}
-  return torch_class(family, head).config_class(**{**SHAPE, **labels, **changes})
+  # These have as many rows in transformers as the config has labels, and work with two.
+  labels = {"num_labels": 2} if head in ("question_answering", "sentence_order") else {}
+  return torch_class(family, head).config_class(**{**SHAPE, **labels, **ALSO.get(family, {}), **changes})
 
 
 def torch_model(family, head, seed=0, **changes):
-  """A model with noise on every parameter, so that none is at the value it starts from."""
+  """A model with noise on every parameter that is trained, so that none is at the value it starts from."""
   torch.manual_seed(seed)
   config = torch_config(family, head, **changes)
   model = torch_class(family, head)._from_config(config, attn_implementation="eager").eval()
   with torch.no_grad():
     for parameter in model.parameters():
-      parameter.add_(0.1 * torch.randn_like(parameter))
+      if parameter.requires_grad:
+        parameter.add_(0.1 * torch.randn_like(parameter))
   return model
 
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 import torch
 from convert_torch.hub import param_shapes
-from tiny_hub import torch_class
+from tiny_hub import FAMILIES, ORIGINALS, torch_class
 
 from fsb_jax import models
 from fsb_jax.errors import UserError
@@ -16,17 +16,23 @@ from fsb_jax.models.layers import ACTIVATIONS, NormSpec
 
 SIZES = [(name, size) for name, family in models.all_families().items() for size in family.sizes]
 SHAPE = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+# What a config must say beside it, where transformers' default is something that we lack.
+ALSO = {"deberta_v2": dict(relative_attention=True)}
+
+
+def shape(family):
+  return {**SHAPE, **ALSO.get(family, {})}
 
 
 def parameter_count(family, head, config):
   with torch.device("meta"):
     chosen = torch_class(family, head)
     model = chosen(chosen.config_class(**models.family(family).config_to_hf(config)))
-  return sum(parameter.numel() for parameter in model.parameters())
+  return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize("head", ["base", "masked_lm"])
-@pytest.mark.parametrize("family,size", SIZES)
+@pytest.mark.parametrize("family,size", [pair for pair in SIZES if pair[0] in FAMILIES])
 def test_every_size_has_as_many_parameters_as_in_transformers(family, size, head):
   config = models.sized(family, size)
   shapes = param_shapes(models.build(family, config, head))
@@ -40,7 +46,9 @@ def test_every_size_runs_in_its_longest_sequence(family, size):
   ids = jax.ShapeDtypeStruct((2, config.positions.usable_length), "int32")
   out = jax.eval_shape(model.apply, {"params": models.abstract_params(model)}, ids)
   assert out.last_hidden_state.shape == (2, config.positions.usable_length, config.embed_dim)
-  assert out.pooler_output.shape == (2, config.embed_dim)
+  assert (out.pooler_output.shape if config.base_pooler else out.pooler_output) == (
+    (2, config.embed_dim) if config.base_pooler else None
+  )
 
 
 def test_published_sizes():
@@ -66,7 +74,7 @@ def test_config_round_trip_of_every_size(family, size):
 @pytest.mark.parametrize("family", models.all_families())
 def test_config_round_trip_of_every_field(family):
   chosen = models.family(family)
-  config = chosen.config_from_hf(SHAPE)
+  config = chosen.config_from_hf(shape(family))
   config = dataclasses.replace(
     config,
     token_types=3,
@@ -79,16 +87,18 @@ def test_config_round_trip_of_every_field(family):
   )
   hf = chosen.config_to_hf(config)
   assert chosen.config_from_hf(hf) == config
+  if family in ORIGINALS:
+    return
   # What transformers itself makes of these fields, and writes, reads back the same.
   theirs = torch_class(family, "base").config_class(**hf)
   assert chosen.config_from_hf(theirs.to_dict()) == config
 
 
-@pytest.mark.parametrize("family", models.all_families())
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fields_a_config_leaves_out_are_transformers_defaults(family):
   chosen = models.family(family)
-  theirs = torch_class(family, "base").config_class(**SHAPE)
-  assert chosen.config_from_hf(SHAPE) == chosen.config_from_hf(theirs.to_dict())
+  theirs = torch_class(family, "base").config_class(**shape(family))
+  assert chosen.config_from_hf(shape(family)) == chosen.config_from_hf(theirs.to_dict())
 
 
 @pytest.mark.parametrize("family", models.all_families())
@@ -105,7 +115,9 @@ def test_fields_a_config_leaves_out_are_transformers_defaults(family):
   ],
 )
 def test_what_is_not_supported_is_refused_in_one_sentence(family, changes, message):
-  hf = {name: value for name, value in {**SHAPE, **changes}.items() if value is not None}
+  if "is_decoder" in changes and family == "zhouwenwang":
+    pytest.skip("its causal language models say so")
+  hf = {name: value for name, value in {**shape(family), **changes}.items() if value is not None}
   with pytest.raises(UserError) as error:
     models.family(family).config_from_hf(hf)
   assert message in str(error.value) and "\n" not in str(error.value)
@@ -118,22 +130,22 @@ def test_an_unknown_activation_is_answered_with_the_known_ones():
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
-  with pytest.raises(UserError, match="unknown model family 'brt'; known: bert, megatron_bert, roberta"):
+  with pytest.raises(UserError, match="unknown model family 'brt'; known: albert, bert, deberta_v2"):
     models.family("brt")
   with pytest.raises(UserError, match="unknown size 'huge' of the roberta family; known: roberta_base"):
     models.sized("roberta", "huge")
   with pytest.raises(UserError, match="the roberta family has no head 'pretraining'; known: base, masked_lm"):
     models.build("roberta", models.sized("roberta", "roberta_base"), "pretraining")
-  with pytest.raises(UserError, match="model_type 'albert'.*known: bert, megatron-bert, roberta"):
-    models.family_of_model_type("albert")
+  with pytest.raises(UserError, match="model_type 'gpt_neo'.*known: albert, bert, deberta-v2"):
+    models.family_of_hub_config({"model_type": "gpt_neo"})
   with pytest.raises(UserError, match="BertLMHeadModel is not a head of the bert family"):
     models.family("bert").head_of("BertLMHeadModel")
 
 
-@pytest.mark.parametrize("family", models.all_families())
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_head_is_a_class_of_transformers(family):
   chosen = models.family(family)
-  assert models.family_of_model_type(chosen.model_type) is chosen
+  assert models.family_of_hub_config(torch_class(family, "base").config_class().to_dict()) is chosen
   for head in ("base", *chosen.heads):
     assert torch_class(family, head).config_class.model_type == chosen.model_type
     assert chosen.head_of(chosen.architecture(head)) == head

@@ -6,20 +6,23 @@ import re
 import jax
 import numpy as np
 import pytest
-from tiny_hub import EVERY_HEAD
+from tiny_hub import EVERY_HEAD, FAMILIES
 from torch_reference import make_batch, make_pair, run_ours, run_torch
 
 from fsb_jax import models
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
-UNTIED = [(family, "masked_lm", False) for family in models.all_families()]
+UNTIED = [(family, "masked_lm", False) for family in FAMILIES]
 # Gradients that are zero in theory, for softmax does not see what is added to all scores at once: of keys' biases, and
 # of biases that shift the score of every choice or every token alike.
-ALWAYS_ZERO = r".*attention/key/bias"
-ALWAYS_ZERO_OF_HEAD = {
+ALWAYS_ZERO = r".*attention/(distance_)?key/bias"
+ALWAYS_ZERO_OF = {
   "multiple_choice": r"head/classifier/bias",
-  "question_answering": r"head/span/bias|encoder/final_norm/bias|encoder/layers_2/mlp_norm/bias",
+  "question_answering": r"head/span/bias|encoder/final_norm/bias|encoder/(layers|group)_2/mlp_norm/bias",
+  ("roformer", "multiple_choice"): r"encoder/layers_2/mlp_norm/bias",
 }
+# transformers folds the mask of choices, and asks masks which tokens are real: two dimensions.
+PADDING_MASKS_ONLY = {"multiple_choice", "replaced_tokens", "deberta_v2"}
 EVERY_MODEL = [(family, head, True) for family, head in EVERY_HEAD] + UNTIED
 
 
@@ -29,10 +32,12 @@ def excess(ours, reference, tolerance):
   return float((np.abs(ours - reference) - tolerance * np.maximum(1, np.abs(reference))).max())
 
 
-def check(family, head, tied, *, dtype="float64", scan=True, mask="padding", explicit=True, remat="none", seed=0):
+def check(
+  family, head, tied, *, dtype="float64", scan=True, mask="padding", explicit=True, remat="none", seed=0, **changes
+):
   run = dict(scan_layers=scan, remat=remat)
   with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
-    pair = make_pair(family, head, dtype=dtype, run=run, tie_word_embeddings=tied)
+    pair = make_pair(family, head, dtype=dtype, run=run, tie_word_embeddings=tied, **changes)
     batch = make_batch(pair, mask=mask, explicit=explicit, seed=seed)
     theirs, ours = run_torch(pair, batch), run_ours(pair, batch)
   expected, got = (models.flatten(x.pop("gradients")) for x in (theirs, ours))
@@ -43,7 +48,7 @@ def check(family, head, tied, *, dtype="float64", scan=True, mask="padding", exp
   assert {name: by for name, by in wrong.items() if by > 0} == {}
   # Agreement on nothing would prove nothing.
   silent = {name for name, x in theirs.items() if np.abs(x).max() < 1e-6}
-  zero = f"{ALWAYS_ZERO}|{ALWAYS_ZERO_OF_HEAD.get(head, ALWAYS_ZERO)}"
+  zero = "|".join([ALWAYS_ZERO, *(ALWAYS_ZERO_OF[key] for key in (head, (family, head)) if key in ALWAYS_ZERO_OF)])
   assert {name for name in silent if not re.fullmatch(zero, name)} == set()
 
 
@@ -61,8 +66,8 @@ def everyday_cases():
     ]
   )
   for model, choices in zip(EVERY_MODEL, turns):
-    if model[1] == "multiple_choice" and choices["mask"] == "dense":
-      choices = {**choices, "mask": "padding"}  # transformers folds the mask of choices to two dimensions
+    if PADDING_MASKS_ONLY & {*model} and choices["mask"] == "dense":
+      choices = {**choices, "mask": "padding"}
     yield pytest.param(model, choices, id="-".join([*map(str, model), *(f"{k}={v}" for k, v in choices.items())]))
 
 
@@ -83,13 +88,35 @@ def test_float32(model, choices):
   check(*model, **choices, dtype="float32")
 
 
+@pytest.mark.parametrize(
+  "changes",
+  [
+    dict(share_att_key=False),
+    dict(pos_att_type=["c2p"], norm_rel_ebd="none", position_buckets=-1, max_relative_positions=6),
+    dict(pos_att_type="p2c", share_att_key=False, conv_kernel_size=0, position_biased_input=False, type_vocab_size=0),
+  ],
+  ids=lambda changes: "-".join(changes),
+)
+def test_forms_of_deberta(changes):
+  check("deberta_v2", "masked_lm", True, **changes)
+
+
+@pytest.mark.parametrize("changes", [dict(rotary_value=True), dict(embedding_size=None)], ids=str)
+def test_forms_of_roformer(changes):
+  check("roformer", "masked_lm", True, scan=False, **changes)
+
+
+def test_an_electra_with_embeddings_as_wide_as_its_layers():
+  check("electra", "masked_lm", True, embedding_size=32)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mask,explicit", [("padding", True), ("dense", False), ("none", False)])
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("family,head,tied", EVERY_MODEL)
 def test_everything(family, head, tied, scan, mask, explicit):
-  if head == "multiple_choice" and mask == "dense":
-    pytest.skip("transformers folds the mask of choices to two dimensions")
+  if PADDING_MASKS_ONLY & {family, head} and mask == "dense":
+    pytest.skip("transformers takes two dimensions only, to fold those of choices or to know which tokens are real")
   check(family, head, tied, scan=scan, mask=mask, explicit=explicit, seed=1)
 
 
@@ -102,6 +129,6 @@ def test_everything_in_float32(family, head, tied):
 @pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("remat", ["full", "dots_saveable", "dots_with_no_batch_dims_saveable"])
-@pytest.mark.parametrize("family", models.all_families())
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_remat(family, remat, scan):
   check(family, "masked_lm", True, scan=scan, remat=remat)

@@ -4,6 +4,7 @@ Tensors cross over by the weight tables: every op in them is linear, so it carri
 """
 
 import dataclasses
+import inspect
 from typing import Any
 
 import flax.linen as nn
@@ -78,7 +79,7 @@ def make_pair(family: str, head: str, *, dtype: str = "float64", run: dict | Non
   theirs = torch_model(family, head, **changes).to(getattr(torch, dtype))
   config = models.family(family).config_from_hf(theirs.config.to_dict())
   config = config.with_run(dtype=dtype, param_dtype=dtype, **(run or {}))
-  model = models.build(family, config, head, LABELS)
+  model = models.build(family, config, head, theirs.config.num_labels)
   slots = engine.slots(table(family), config, param_shapes(model), prefixed=head != "base")
   return Pair(head=head, theirs=theirs, model=model, config=config, slots=slots)
 
@@ -106,7 +107,8 @@ def make_batch(pair: Pair, *, mask: str = "padding", explicit: bool = True, seed
     batch["attention_mask"] = allowed.astype(np.int64)
   if explicit:
     batch["token_type_ids"] = random.integers(0, 2, real.shape)
-    batch["position_ids"] = random.integers(0, pair.config.positions.length, real.shape)
+    if "position_ids" in inspect.signature(pair.theirs.forward).parameters:
+      batch["position_ids"] = random.integers(0, pair.config.positions.length, real.shape)
   if choosing:
     batch = {name: x.reshape(ROWS, CHOICES, *x.shape[1:]) for name, x in batch.items()}
 
@@ -119,6 +121,8 @@ def make_batch(pair: Pair, *, mask: str = "padding", explicit: bool = True, seed
     "masked_lm": lambda: {"labels": token_labels(pair.config.vocab_size)},
     "pretraining": lambda: {"labels": token_labels(pair.config.vocab_size), "next_sentence_label": follows},
     "next_sentence": lambda: {"labels": follows},
+    "sentence_order": lambda: {"labels": token_labels(pair.config.vocab_size), "sentence_order_label": follows},
+    "replaced_tokens": lambda: {"labels": random.integers(0, 2, real.shape)},
     "sequence_classification": lambda: {"labels": random.integers(0, LABELS, ROWS)},
     "token_classification": lambda: {"labels": token_labels(LABELS)},
     "multiple_choice": lambda: {"labels": random.integers(0, CHOICES, ROWS)},
@@ -137,11 +141,21 @@ def run_torch(pair: Pair, batch) -> dict:
     dtype = next(pair.theirs.parameters()).dtype
     # What transformers makes of a two-dimensional mask itself: added to the scores, as it is.
     arrays["attention_mask"] = (1 - arrays["attention_mask"][:, None].to(dtype)) * torch.finfo(dtype).min
+  # Left to guess it, DeBERTa takes the loss in float32.
+  pair.theirs.config.problem_type = "single_label_classification"
   pair.theirs.zero_grad()
   result = pair.theirs(**arrays, output_hidden_states=True)
   outputs = {name: x for name, x in result.items() if name != "loss"}
   outputs["hidden_states"] = torch.stack(outputs["hidden_states"])
-  loss = _projected(outputs, lambda array, x: torch.from_numpy(array).to(x)) if pair.head == "base" else result.loss
+  if pair.head == "base":
+    loss = _projected(outputs, lambda array, x: torch.from_numpy(array).to(x))
+  elif pair.head == "replaced_tokens":
+    # Its own loss has float32 labels, and so is float32.
+    asked = arrays["attention_mask"] == 1 if "attention_mask" in arrays else ...
+    targets = arrays["labels"].to(result.logits)[asked]
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(result.logits[asked], targets)
+  else:
+    loss = result.loss
   loss.backward()
   return {
     **{name: x.detach().numpy() for name, x in outputs.items()},
@@ -170,5 +184,5 @@ def run_ours(pair: Pair, batch, params=None) -> dict:
 def _projected(outputs, constant):
   """A loss for the model without a head: fixed random projections of what it returns, averaged over rows."""
   random = np.random.default_rng(7)
-  results = (outputs["last_hidden_state"], outputs["pooler_output"])
-  return sum((x * constant(random.normal(size=tuple(x.shape)), x)).sum() / len(x) for x in results)
+  results = (outputs["last_hidden_state"], outputs.get("pooler_output"))
+  return sum((x * constant(random.normal(size=tuple(x.shape)), x)).sum() / len(x) for x in results if x is not None)

@@ -7,7 +7,7 @@ layer, and `encoder/layers/...` with a leading axis is where a scanned one lives
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -63,7 +63,7 @@ def slots(table: Table, config, shapes: Mapping[str, tuple[int, ...]], prefixed:
   result, idle = [], []
   for row in table.rows:
     places = _places(row.ours, shapes)
-    if not places and not models.may_be_fresh(row.ours):
+    if not places and not row.optional and not models.may_be_fresh(row.ours):
       idle.append(row.ours)
     for layer, (path, index, shape) in enumerate(places):
       theirs, otherwise = (
@@ -115,11 +115,12 @@ def match(
   """
   found: dict[str, TensorInfo] = {}
   problems = []
+  constants = {spelled for name, _ in _constants(table, config) for spelled in (name, name.removeprefix(table.prefix))}
   for info in files.tensors:
     name = info.name
     for pattern, replacement in table.rename:
       name = re.sub(pattern, replacement, name)
-    if any(re.fullmatch(pattern, name) for pattern in table.ignore):
+    if any(re.fullmatch(pattern, name) for pattern in table.ignore) or name in constants:
       continue
     if name in found:
       problems.append(f"  + {info.name} {list(info.shape)} in {info.file.name}: a second {name}")
@@ -151,7 +152,7 @@ def match(
       sources.setdefault(info, []).append(slot)
 
   used_rows = {slot.row for slot in needed}
-  idle_rows = [row for row in table.rows if row not in used_rows]
+  idle_rows = [row for row in table.rows if row not in used_rows and models.may_be_fresh(row.ours)]
   strip = "" if prefixed else table.prefix
   tied = _tied_copies(table, config, strip)
   for name, info in found.items():
@@ -175,6 +176,13 @@ def read(match: Match, files: WeightFiles, config, shapes: Mapping[str, tuple[in
         params[slot.path] = np.empty(shapes[slot.path], dtype)
       params[slot.path][... if slot.index is None else slot.index] = slot.row.op.load(tensor, config)
   return params
+
+
+def _constants(table: Table, config) -> Iterator[tuple[str, Callable]]:
+  """The table's constants with every layer's name written out."""
+  for name, make in table.constants.items():
+    for i in range(config.num_layers if "{i}" in name else 1):
+      yield name.replace("{i}", str(i)), make
 
 
 def _tied_copies(table: Table, config, strip: str) -> dict[str, str]:
@@ -218,3 +226,5 @@ def save(table: Table, params: Mapping[str, np.ndarray], config, *, prefixed: bo
       if name is not None and name not in tied and name not in written:
         written.add(name)
         yield name, slot.row.op.save(array, config)
+  for name, make in _constants(table, config):
+    yield name if prefixed else name.removeprefix(table.prefix), make(config)

@@ -14,8 +14,8 @@ from convert_torch.weights import table
 from fsb_jax import checkpoints, models
 from fsb_jax.errors import UserError
 
-# transformers takes the two scores of a span from `num_labels`; our head always has two.
-_FIXED_LABELS = {"question_answering": 2}
+# transformers takes these from `num_labels`; our heads always have two.
+_FIXED_LABELS = {"question_answering": 2, "sentence_order": 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ def open_hub_folder(
   """The first half of `load_hub_folder`: everything but reading the weights; misfits are listed, not raised."""
   folder = Path(folder)
   hf_config = io.read_config(folder)
-  family = models.family_of_model_type(hf_config.get("model_type"))
+  family = models.family_of_hub_config(hf_config)
   config = dataclasses.replace(family.config_from_hf(hf_config), run=run or models.Run())
   own_head = _own_head(family, hf_config, required=head is None)
   own_labels, label_names = read_labels(hf_config)
@@ -271,6 +271,8 @@ def _require_shapes(have: Mapping[str, tuple], want: Mapping[str, tuple], what: 
 
 
 def _cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+  if not np.issubdtype(array.dtype, np.floating) and array.dtype != jnp.bfloat16:
+    return array
   with np.errstate(over="ignore"):
     cast = array.astype(jnp.dtype(dtype))
   if not np.isfinite(cast).all() and np.isfinite(array).all():

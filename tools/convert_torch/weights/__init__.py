@@ -3,6 +3,10 @@
 import dataclasses
 import importlib
 import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
 
 from convert_torch.ops import Op, same
 from fsb_jax.errors import UserError
@@ -18,6 +22,7 @@ class Row:
     op: from their form to ours.
     otherwise: another name of the same tensor: read where the file lacks the first, written beside it.
     tied_to: the tensor this one repeats where `config.tie_embeddings`; then it must equal it, and is not written.
+    optional: some configs have no such parameter in the encoder (heads and poolers may always lack theirs).
   """
 
   ours: str
@@ -25,6 +30,7 @@ class Row:
   op: Op = same
   otherwise: str | None = None
   tied_to: str | None = None
+  optional: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,12 +42,15 @@ class Table:
     rows: one for every parameter of every head.
     ignore: patterns (matched whole, after `rename`) of tensors that hold nothing learned.
     rename: (pattern, replacement) that bring old names to today's.
+    constants: tensors that hold nothing learned and yet must be in a file: name -> what a config makes them. `{i}` in a
+      name is every layer. Those of a file are not read.
   """
 
   prefix: str
   rows: tuple[Row, ...]
   ignore: tuple[str, ...] = ()
   rename: tuple[tuple[str, str], ...] = ()
+  constants: Mapping[str, Callable[[Any], np.ndarray]] = dataclasses.field(default_factory=dict)
 
 
 def table(family: str) -> Table:

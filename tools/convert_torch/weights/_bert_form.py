@@ -10,53 +10,66 @@ BUFFERS = (r"(.*\.)?embeddings\.(position_ids|token_type_ids)",)
 OLD_NORMS = ((r"\bLayerNorm\.gamma$", "LayerNorm.weight"), (r"\bLayerNorm\.beta$", "LayerNorm.bias"))
 
 
-def dense(ours: str, theirs: str) -> tuple[Row, ...]:
+def dense(ours: str, theirs: str, optional: bool = False) -> tuple[Row, ...]:
   """A linear layer."""
-  return Row(f"{ours}/kernel", f"{theirs}.weight", linear), Row(f"{ours}/bias", f"{theirs}.bias")
+  return (
+    Row(f"{ours}/kernel", f"{theirs}.weight", linear, optional=optional),
+    Row(f"{ours}/bias", f"{theirs}.bias", optional=optional),
+  )
 
 
-def norm(ours: str, theirs: str) -> tuple[Row, ...]:
+def norm(ours: str, theirs: str, optional: bool = False) -> tuple[Row, ...]:
   """A layer norm."""
-  return Row(f"{ours}/scale", f"{theirs}.weight"), Row(f"{ours}/bias", f"{theirs}.bias")
+  return (
+    Row(f"{ours}/scale", f"{theirs}.weight", optional=optional),
+    Row(f"{ours}/bias", f"{theirs}.bias", optional=optional),
+  )
 
 
-def attention(ours: str, theirs: str) -> tuple[Row, ...]:
+def attention(ours: str, theirs: str, names: str = "self.{}", out: str = "output.dense") -> tuple[Row, ...]:
   """Self-attention's four projections."""
   inward = (
     row
     for name in ("query", "key", "value")
     for row in (
-      Row(f"{ours}/{name}/kernel", f"{theirs}.self.{name}.weight", heads_out),
-      Row(f"{ours}/{name}/bias", f"{theirs}.self.{name}.bias", heads_bias),
+      Row(f"{ours}/{name}/kernel", f"{theirs}.{names.format(name)}.weight", heads_out),
+      Row(f"{ours}/{name}/bias", f"{theirs}.{names.format(name)}.bias", heads_bias),
     )
   )
   return (
     *inward,
-    Row(f"{ours}/out/kernel", f"{theirs}.output.dense.weight", heads_in),
-    Row(f"{ours}/out/bias", f"{theirs}.output.dense.bias"),
+    Row(f"{ours}/out/kernel", f"{theirs}.{out}.weight", heads_in),
+    Row(f"{ours}/out/bias", f"{theirs}.{out}.bias"),
   )
 
 
-def embeddings(theirs: str) -> tuple[Row, ...]:
-  """The three tables that are summed."""
+def embeddings(theirs: str, positions: bool = True) -> tuple[Row, ...]:
+  """The tables that are summed; without positions, where a family has no such table."""
   return (
     Row("token_embed/embedding", f"{theirs}.word_embeddings.weight", pad_vocab),
-    Row("position_embed/embedding", f"{theirs}.position_embeddings.weight"),
-    Row("token_type_embed/embedding", f"{theirs}.token_type_embeddings.weight"),
+    *((Row("position_embed/embedding", f"{theirs}.position_embeddings.weight", optional=True),) if positions else ()),
+    Row("token_type_embed/embedding", f"{theirs}.token_type_embeddings.weight", optional=True),
   )
 
 
-def encoder(theirs: str) -> tuple[Row, ...]:
-  """BERT's own encoder, its norms after the sub-layers, and its pooler."""
+def layers(theirs: str) -> tuple[Row, ...]:
+  """BERT's own layers, their norms after the sub-layers."""
   ours, layer = "encoder/layers_{i}", f"{theirs}.encoder.layer.{{i}}"
   return (
-    *embeddings(f"{theirs}.embeddings"),
-    *norm("embedding_norm", f"{theirs}.embeddings.LayerNorm"),
     *attention(f"{ours}/attention", f"{layer}.attention"),
     *norm(f"{ours}/attention_norm", f"{layer}.attention.output.LayerNorm"),
     *dense(f"{ours}/mlp/wi", f"{layer}.intermediate.dense"),
     *dense(f"{ours}/mlp/wo", f"{layer}.output.dense"),
     *norm(f"{ours}/mlp_norm", f"{layer}.output.LayerNorm"),
+  )
+
+
+def encoder(theirs: str) -> tuple[Row, ...]:
+  """BERT's own encoder with its embeddings and its pooler."""
+  return (
+    *embeddings(f"{theirs}.embeddings"),
+    *norm("embedding_norm", f"{theirs}.embeddings.LayerNorm"),
+    *layers(theirs),
     *dense("pooler", f"{theirs}.pooler.dense"),
   )
 

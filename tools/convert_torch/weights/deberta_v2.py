@@ -1,0 +1,58 @@
+"""DeBERTa-v2: https://github.com/huggingface/transformers, models/deberta_v2/modeling_deberta_v2.py."""
+
+from convert_torch.ops import Op, heads_bias, heads_out
+from convert_torch.weights import Row, Table
+from convert_torch.weights._bert_form import (
+  BUFFERS,
+  OLD_NORMS,
+  attention,
+  decoder,
+  dense,
+  embeddings,
+  norm,
+)
+
+OURS, THEIRS = "encoder/layers_{i}", "deberta.encoder.layer.{i}"
+
+# A convolution over the sequence: [o, e, taps] <-> [taps, e, o].
+taps_first = Op(lambda x, config: x.transpose(2, 1, 0), lambda x, config: x.transpose(2, 1, 0))
+
+TABLE = Table(
+  prefix="deberta.",
+  rows=(
+    *embeddings("deberta.embeddings"),
+    *norm("embedding_norm", "deberta.embeddings.LayerNorm"),
+    Row("encoder/relative_embed/embedding", "deberta.encoder.rel_embeddings.weight"),
+    *norm("encoder/relative_norm", "deberta.encoder.LayerNorm", optional=True),
+    Row("encoder/convolution/kernel", "deberta.encoder.conv.conv.weight", taps_first, optional=True),
+    Row("encoder/convolution/bias", "deberta.encoder.conv.conv.bias", optional=True),
+    Row("encoder/convolution/norm_scale", "deberta.encoder.conv.LayerNorm.weight", optional=True),
+    Row("encoder/convolution/norm_bias", "deberta.encoder.conv.LayerNorm.bias", optional=True),
+    *attention(f"{OURS}/attention", f"{THEIRS}.attention", names="self.{}_proj"),
+    *(
+      row
+      for ours, theirs in (("distance_query", "pos_query_proj"), ("distance_key", "pos_key_proj"))
+      for row in (
+        Row(f"{OURS}/attention/{ours}/kernel", f"{THEIRS}.attention.self.{theirs}.weight", heads_out, optional=True),
+        Row(f"{OURS}/attention/{ours}/bias", f"{THEIRS}.attention.self.{theirs}.bias", heads_bias, optional=True),
+      )
+    ),
+    *norm(f"{OURS}/attention_norm", f"{THEIRS}.attention.output.LayerNorm"),
+    *dense(f"{OURS}/mlp/wi", f"{THEIRS}.intermediate.dense"),
+    *dense(f"{OURS}/mlp/wo", f"{THEIRS}.output.dense"),
+    *norm(f"{OURS}/mlp_norm", f"{THEIRS}.output.LayerNorm"),
+    *dense("pooler", "pooler.dense"),
+    *dense("head/masked_lm/transform", "cls.predictions.transform.dense"),
+    *norm("head/masked_lm/norm", "cls.predictions.transform.LayerNorm"),
+    *decoder("cls.predictions", token_embed="deberta.embeddings.word_embeddings.weight"),
+    *dense("head/classifier", "classifier"),
+    *dense("head/span", "qa_outputs"),
+  ),
+  ignore=BUFFERS,
+  rename=(
+    *OLD_NORMS,
+    # The authors' own names of the masked language model's head, which `"legacy": false` asks for.
+    (r"^lm_predictions\.lm_head\.(dense|LayerNorm)\.", r"cls.predictions.transform.\1."),
+    (r"^lm_predictions\.lm_head\.bias$", "cls.predictions.bias"),
+  ),
+)

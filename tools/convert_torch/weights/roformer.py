@@ -1,0 +1,33 @@
+"""RoFormer: https://github.com/huggingface/transformers, models/roformer/modeling_roformer.py."""
+
+import numpy as np
+
+from convert_torch.weights import Table
+from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, decoder, dense, embeddings, layers, norm
+
+
+def sines(config) -> np.ndarray:
+  """The table of rotations that PyTorch keeps with the weights: sines, then cosines, `[length, head_dim]`."""
+  return np.concatenate([np.asarray(x)[:, 0] for x in config.positions.shared(config, config.positions.length)], -1)
+
+
+TABLE = Table(
+  prefix="roformer.",
+  rows=(
+    *embeddings("roformer.embeddings", positions=False),
+    *norm("embedding_norm", "roformer.embeddings.LayerNorm"),
+    *dense("embed_project", "roformer.embeddings_project", optional=True),
+    *layers("roformer"),
+    *dense("head/masked_lm/transform", "cls.predictions.transform.dense"),
+    *norm("head/masked_lm/norm", "cls.predictions.transform.LayerNorm"),
+    *decoder("cls.predictions", token_embed="roformer.embeddings.word_embeddings.weight"),
+    # Sequence classification has two layers of its own; token classification and multiple choice have one.
+    *dense("head/classifier_dense", "classifier.dense"),
+    *dense("head/classifier_out", "classifier.out_proj"),
+    *dense("head/classifier", "classifier"),
+    *dense("head/span", "qa_outputs"),
+  ),
+  ignore=BUFFERS,
+  rename=OLD_NORMS,
+  constants={"roformer.encoder.embed_positions.weight": sines},
+)
