@@ -47,7 +47,7 @@ def test_models_take_shape(path):
   boxed = models.abstract_params(models.build(model.family, config, "masked_lm"))
   assert all(isinstance(leaf, nn.LogicallyPartitioned) for leaf in models.flatten(boxed).values())
   shapes = jax.tree.map(lambda leaf: leaf.shape, nn.meta.unbox(boxed), is_leaf=lambda x: hasattr(x, "shape"))
-  assert shapes["token_embed"]["embedding"] == (config.vocab_size, config.embed_dim)
+  assert shapes["token_embed"]["embedding"] == (config.vocab_size, config.token_width)
 
 
 @pytest.mark.parametrize("family", sorted(models.all_families()))

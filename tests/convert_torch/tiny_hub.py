@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
@@ -34,6 +35,12 @@ ALSO = {
 ORIGINALS = {"zhouwenwang": "roformer"}
 FAMILIES = tuple(name for name in models.all_families() if name not in ORIGINALS)
 EVERY_HEAD = [(name, head) for name in FAMILIES for head in ("base", *models.family(name).heads)]
+# The rest is slow: every day each family meets every third head, beginning with another one.
+TAKING_TURNS = [
+  pytest.param(name, head, marks=[] if (FAMILIES.index(name) + place) % 3 == 0 else pytest.mark.slow)
+  for name in FAMILIES
+  for place, head in enumerate(("base", *models.family(name).heads))
+]
 
 
 def torch_class(family, head):

@@ -62,7 +62,7 @@ FAMILY = Family(
   class_prefix="Albert",
   config_from_hf=config_from_hf,
   config_to_hf=config_to_hf,
-  sizes={"tiny": _size(2, 128, 2), "unimc_235m": _size(12, 4096, 64)},
+  sizes={"tiny": _size(2, 128, 2), "albert_base": _size(12, 768, 12), "unimc_235m": _size(12, 4096, 64)},
   heads={
     name: head for name, head in HEADS.items() if name not in ("pretraining", "next_sentence")
   } | {"sentence_order": SentenceOrder},

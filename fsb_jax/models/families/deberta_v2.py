@@ -82,11 +82,11 @@ def config_to_hf(config: TransformerConfig) -> dict:
   }
 
 
-def _size(layers: int, width: int, heads: int, vocab_size: int = 12800, conv: bool = True) -> TransformerConfig:
+def _size(layers: int, width: int, heads: int, vocab_size: int = 12800) -> TransformerConfig:
   return TransformerConfig(
     vocab_size=vocab_size, embed_dim=width, num_layers=layers, num_heads=heads, mlp_dim=4 * width,
     positions=DisentangledPositions(length=512), attention=DisentangledAttention, norm=NormSpec(epsilon=1e-7),
-    convolution=ConvolutionSpec() if conv else None, mask_embeddings=True, mask_fill="replaced", base_pooler=False,
+    convolution=ConvolutionSpec(), mask_embeddings=True, mask_fill="replaced", base_pooler=False,
     pooler_activation="gelu",
   )  # fmt: skip
 
@@ -97,6 +97,13 @@ FAMILY = Family(
   class_prefix="DebertaV2",
   config_from_hf=config_from_hf,
   config_to_hf=config_to_hf,
-  sizes={"tiny": _size(2, 128, 2), "erlangshen_97m": _size(12, 768, 12)},
+  sizes={
+    "tiny": _size(2, 128, 2),
+    "erlangshen_97m": _size(12, 768, 12),
+    "erlangshen_186m": _size(12, 768, 12, vocab_size=128000),
+    "erlangshen_320m": _size(24, 1024, 16),
+    "erlangshen_710m": _size(24, 1536, 24),
+    "unimc_1_4b": _size(48, 1536, 24),
+  },
   heads={name: head for name, head in HEADS.items() if name not in ("pretraining", "next_sentence")},
 )

@@ -59,9 +59,10 @@ FAMILY = Family(
   config_to_hf=config_to_hf,
   sizes={
     "tiny": _size(2, 128, 2, 512, 64),
-    "small": _size(12, 256, 4, 1024, 128),
-    "base": _size(12, 768, 12, 3072),
-    "large": _size(24, 1024, 16, 4096),
+    "electra_small": _size(12, 256, 4, 1024, 128),
+    "electra_small_ex": _size(24, 256, 4, 1024, 128),
+    "electra_base": _size(12, 768, 12, 3072),
+    "electra_large": _size(24, 1024, 16, 4096),
   },
   heads={
     "replaced_tokens": Discriminator,

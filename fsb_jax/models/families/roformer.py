@@ -51,7 +51,7 @@ FAMILY = Family(
   class_prefix="RoFormer",
   config_from_hf=config_from_hf,
   config_to_hf=config_to_hf,
-  sizes={"tiny": _size(2, 128, 2), "base": _size(12, 768, 12)},
+  sizes={"tiny": _size(2, 128, 2), "roformer_base": _size(12, 768, 12)},
   heads={
     "masked_lm": MaskedLM,
     "sequence_classification": functools.partial(FirstTokenClassification, hidden_activation=None),
