@@ -74,7 +74,9 @@ def test_published_sizes():
   }
   for (family, size), expected in published.items():
     shapes = param_shapes(models.build(family, models.sized(family, size)))
-    assert sum(math.prod(shape) for shape in shapes.values()) == pytest.approx(expected, rel=0.03 if expected < 0.05e9 else 0.01)
+    # To the digits that are published.
+    allowed = 0.03 if expected < 0.05e9 else 0.01
+    assert sum(math.prod(shape) for shape in shapes.values()) == pytest.approx(expected, rel=allowed)
 
 
 @pytest.mark.parametrize("family,size", SIZES)
