@@ -44,7 +44,7 @@ def test_models_take_shape(path):
   assert callable(call) and 'size = %SIZE' in text
   model = gin.query_parameter("%MODEL").scoped_configurable_fn()
   config = models.sized(model.family, model.size)
-  boxed = models.abstract_params(models.build(model.family, config, "masked_lm"))
+  boxed = models.abstract_params(models.build(model.family, config))
   assert all(isinstance(leaf, nn.LogicallyPartitioned) for leaf in models.flatten(boxed).values())
   shapes = jax.tree.map(lambda leaf: leaf.shape, nn.meta.unbox(boxed), is_leaf=lambda x: hasattr(x, "shape"))
   assert shapes["token_embed"]["embedding"] == (config.vocab_size, config.token_width)

@@ -94,20 +94,20 @@ def attend(
 
 
 def by_offset(x: jax.Array) -> jax.Array:
-  """Scores of pairs from scores of offsets: `y[..., i, j] = x[..., i, j - i + length - 1]`, without a gather.
+  """Scores of pairs from scores of offsets: `y[..., i, j] = x[..., i, j - i + queries - 1]`, without a gather.
 
   Args:
-    x: `[..., length, 2 * length - 1]`, the last axis from offset `1 - length` on.
+    x: `[..., queries, queries + keys - 1]`, the last axis from offset `1 - queries` on.
 
   Returns:
-    `[..., length, length]`.
+    `[..., queries, keys]`.
   """
-  length = x.shape[-2]
-  if length == 1:
+  queries, offsets = x.shape[-2:]
+  if queries == 1:
     return x
-  # In the rows laid end to end, (i, j) stands at i * (2 * length - 2) + j + length - 1.
-  flat = x.reshape(*x.shape[:-2], -1)[..., length - 1 : length - 1 + length * (2 * length - 2)]
-  return flat.reshape(*x.shape[:-1], 2 * length - 2)[..., :length]
+  # In the rows laid end to end, (i, j) stands at i * (offsets - 1) + j + queries - 1.
+  flat = x.reshape(*x.shape[:-2], -1)[..., queries - 1 : queries - 1 + queries * (offsets - 1)]
+  return flat.reshape(*x.shape[:-1], offsets - 1)[..., : offsets - queries + 1]
 
 
 class Attention(nn.Module):

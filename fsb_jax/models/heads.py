@@ -40,26 +40,14 @@ class Head(nn.Module):
     return nn.Dropout(rate, deterministic=deterministic)(x)
 
 
-class Vocabulary(nn.Module):
-  """Transform, norm and decoder of a masked language model (BERT, Devlin et al. 2018, section 3.1).
-
-  Attributes:
-    transform_activation: after the transform; None takes the feed-forward block's.
-  """
+class Decoder(nn.Module):
+  """Scores of the vocabulary: the token embeddings and a bias, or a layer of its own."""
 
   config: Any
-  transform_activation: str | None = None
 
-  @nn.compact
-  def __call__(self, hidden: jax.Array, attend: Attend, positions: jax.Array | None = None) -> jax.Array:
-    """Maps `[batch, length, embed]` to `[batch, length, vocab]`; at `positions` `[batch, asked]` alone where given."""
-    config, length = self.config, "activation_length"
-    if positions is not None:
-      # Not split: they are few, and XLA (jaxlib 0.10.2) computes wrong gradients where parts are of different size.
-      hidden, length = jnp.take_along_axis(hidden, positions[..., None], axis=1), None
-    hidden = dense(config, (config.token_width,), ("embed", "mlp"), "transform")(hidden)
-    hidden = activation(self.transform_activation or config.activations[0])(hidden)
-    hidden = config.norm("norm", config.run)(hidden)
+  def decode(self, hidden: jax.Array, attend: Attend, length: str | None = "activation_length") -> jax.Array:
+    """Maps `[batch, length, embed]` to `[batch, length, vocab]`; `length` is that axis's name."""
+    config = self.config
     if config.tie_embeddings:
       bias = self.param(
         "bias",
@@ -72,6 +60,33 @@ class Vocabulary(nn.Module):
       logits = dense(config, (config.vocab_rows,), ("embed", "vocab"), "decoder")(hidden)
     logits = nn.with_logical_constraint(logits, ("activation_batch", length, "activation_vocab"))
     return mask_unused_rows(logits, config.vocab_size)
+
+  @nn.compact
+  def __call__(self, hidden: jax.Array, attend: Attend) -> jax.Array:
+    """See `decode`."""
+    return self.decode(hidden, attend)
+
+
+class Vocabulary(Decoder):
+  """Transform, norm and decoder of a masked language model (BERT, Devlin et al. 2018, section 3.1).
+
+  Attributes:
+    transform_activation: after the transform; None takes the feed-forward block's.
+  """
+
+  transform_activation: str | None = None
+
+  @nn.compact
+  def __call__(self, hidden: jax.Array, attend: Attend, positions: jax.Array | None = None) -> jax.Array:
+    """Maps `[batch, length, embed]` to `[batch, length, vocab]`; at `positions` `[batch, asked]` alone where given."""
+    config, length = self.config, "activation_length"
+    if positions is not None:
+      # Not split: they are few, and XLA (jaxlib 0.10.2) computes wrong gradients where parts are of different size.
+      hidden, length = jnp.take_along_axis(hidden, positions[..., None], axis=1), None
+    hidden = dense(config, (config.token_width,), ("embed", "mlp"), "transform")(hidden)
+    hidden = activation(self.transform_activation or config.activations[0])(hidden)
+    hidden = config.norm("norm", config.run)(hidden)
+    return self.decode(hidden, attend, length)
 
 
 class MaskedLM(Head):
@@ -94,6 +109,16 @@ class MaskedLM(Head):
     """See the module's docstring; `masked_lm_positions` as in `EncoderModel`."""
     vocabulary = Vocabulary(self.config, self.transform_activation, name="masked_lm")
     logits = vocabulary(encoded.last_hidden_state, attend, masked_lm_positions)
+    return outputs.MaskedLMOutput(logits=logits, hidden_states=encoded.hidden_states)
+
+
+class LanguageModel(Head):
+  """Scores of the vocabulary at every position, straight from the last hidden state."""
+
+  @nn.compact
+  def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.MaskedLMOutput:
+    """See the module's docstring."""
+    logits = Decoder(self.config, name="lm")(encoded.last_hidden_state, attend)
     return outputs.MaskedLMOutput(logits=logits, hidden_states=encoded.hidden_states)
 
 
@@ -230,31 +255,45 @@ class MultipleChoice(Head):
     return outputs.MultipleChoiceOutput(logits=logits, hidden_states=encoded.hidden_states)
 
 
-class SummaryMultipleChoice(Head):
-  """`MultipleChoice` from one token instead of the pooler.
+class SummaryClassification(Head):
+  """Classes of a text from one token.
 
   Attributes:
     token: which one; -1 is the last position, padding or not.
     summary_activation: after a linear layer on it; None for no such layer.
     summary_dropout: after that.
+    classifier: name of the last layer.
   """
 
-  num_labels: int = 1
   token: int = 0
   summary_activation: str | None = None
   summary_dropout: float = 0.0
+  classifier: str = "classifier"
 
-  takes_choices = True
+  output = outputs.SequenceClassificationOutput
+
+  @property
+  def classes(self) -> int:
+    """How many scores there are."""
+    return self.num_labels
 
   @nn.compact
-  def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.MultipleChoiceOutput:
-    """Returns logits `[batch * choices, 1]`, which the model folds to `[batch, choices]`."""
+  def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool):
+    """See the module's docstring."""
     config, x = self.config, encoded.last_hidden_state[:, self.token]
     if self.summary_activation is not None:
       x = activation(self.summary_activation)(dense(config, (config.embed_dim,), ("embed", "mlp"), "summary")(x))
     x = nn.Dropout(self.summary_dropout, deterministic=deterministic)(x)
-    logits = dense(config, (1,), ("embed", "labels"), "classifier")(x)
-    return outputs.MultipleChoiceOutput(logits=logits, hidden_states=encoded.hidden_states)
+    logits = dense(config, (self.classes,), ("embed", "labels"), self.classifier)(x)
+    return self.output(logits=logits, hidden_states=encoded.hidden_states)
+
+
+class SummaryMultipleChoice(SummaryClassification):
+  """A score for every choice from one of its tokens; see `MultipleChoice`."""
+
+  takes_choices = True
+  output = outputs.MultipleChoiceOutput
+  classes = 1
 
 
 class QuestionAnswering(Head):

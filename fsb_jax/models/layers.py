@@ -251,12 +251,15 @@ class Mlp(nn.Module):
     return dense(config, (config.embed_dim,), ("mlp", "embed"), "wo")(hidden)
 
 
-def dense(config, features: tuple[int, ...], axes: tuple[str, ...], name: str | None = None, inputs: int = 1) -> Dense:
+def dense(
+  config, features: tuple[int, ...], axes: tuple[str, ...], name: str | None = None, inputs: int = 1, bias: bool = True
+) -> Dense:
   """A `Dense` with the dtypes and initialisation of `config`."""
   return Dense(
     features=features,
     axes=axes,
     inputs=inputs,
+    use_bias=bias,
     initializer_range=config.initializer_range,
     dtype=config.run.dtype,
     param_dtype=config.run.param_dtype,

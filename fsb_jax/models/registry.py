@@ -62,11 +62,13 @@ _CLASS_SUFFIX = {
   "sentence_order": "ForPreTraining",
   "replaced_tokens": "ForPreTraining",
   "causal_lm": "ForCausalLM",
+  "lm": "LMHeadModel",
   "next_sentence": "ForNextSentencePrediction",
   "sequence_classification": "ForSequenceClassification",
   "token_classification": "ForTokenClassification",
   "multiple_choice": "ForMultipleChoice",
   "question_answering": "ForQuestionAnswering",
+  "question_answering_simple": "ForQuestionAnsweringSimple",
 }
 
 

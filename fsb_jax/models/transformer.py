@@ -80,12 +80,12 @@ class Stack(nn.Module):
     """Runs the stack.
 
     Args:
-      hidden: `[batch, length, embed]`.
+      hidden: `[batch, length, embed]`, or whatever tree of arrays the block carries on.
       context: what all layers share.
       per_layer: a pytree with a leading axis of `num_layers`, or None.
 
     Returns:
-      The result `[batch, length, embed]` and, where the context asks for hidden states, a tuple of `num_layers + 1`:
+      The result, of the form of `hidden`, and, where the context asks for hidden states, a tuple of `num_layers + 1`:
       the input, then each layer's output, the last one after the final norm.
     """
     config, run = self.config, self.config.run
@@ -94,7 +94,7 @@ class Stack(nn.Module):
       # "full" is no policy's name: it keeps nothing.
       policy = getattr(jax.checkpoint_policies, run.remat, None)
       block = nn.remat(block, prevent_cse=not run.scan_layers, policy=policy)
-    context = context.replace(shared=config.positions.shared(config, hidden.shape[1]))
+    context = context.replace(shared=config.positions.shared(config, jax.tree.leaves(hidden)[0].shape[1]))
     if config.convolution is not None:
       convolution = config.convolution(config, "convolution")
       context = context.replace(convolved=convolution(hidden, context.mask.real(), context.deterministic))
@@ -113,8 +113,7 @@ class Stack(nn.Module):
         metadata_params={nn.PARTITION_NAME: "layers"},
       )
       hidden, stacked = scanned(config, name="layers")(hidden, per_layer, context)
-      if context.output_hidden_states:
-        states.extend(stacked[i] for i in range(config.num_layers))
+      states.extend(_unstacked(stacked, config.num_layers))
     else:
       for i in range(config.num_layers):
         slice_ = jax.tree.map(lambda x, i=i: x[i], per_layer)
@@ -139,9 +138,14 @@ class Stack(nn.Module):
           length=times,
         )
         hidden, stacked = repeated(module, hidden, slices)
-        states.extend(stacked[i] for i in range(times) if context.output_hidden_states)
+        states.extend(_unstacked(stacked, times))
       else:
         for i in range(times):
           hidden, state = module(hidden, jax.tree.map(lambda x, i=i: x[i], slices), context)
           states.append(state)
     return hidden, states
+
+
+def _unstacked(stacked: Any, count: int) -> list:
+  """What each of `count` layers put out; nothing where they put out nothing."""
+  return [] if stacked is None else [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)]

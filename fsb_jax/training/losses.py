@@ -137,6 +137,14 @@ def _position(name: str) -> Callable[[Batch], jax.Array]:
 
 _classes = Objective((ClassTerm("classes", lambda outputs: outputs.logits, _label("labels")),))
 
+_span = Objective(
+  (
+    # The mean of the two.
+    ClassTerm("start_positions", lambda outputs: outputs.start_logits, _position("start_positions"), 0.5),
+    ClassTerm("end_positions", lambda outputs: outputs.end_logits, _position("end_positions"), 0.5),
+  )
+)
+
 OBJECTIVES: dict[str, Objective] = {
   "sequence_classification": _classes,
   "multiple_choice": _classes,
@@ -159,6 +167,7 @@ OBJECTIVES: dict[str, Objective] = {
       ClassTerm("sentence_order", lambda outputs: outputs.sop_logits, _label("sentence_order_label")),
     )
   ),
+  "lm": Objective((ClassTerm("lm", lambda outputs: outputs.logits, _label("labels")),)),
   # One logit is that of two classes, the other's being 0. Padding is not asked about.
   "replaced_tokens": Objective(
     (
@@ -169,11 +178,6 @@ OBJECTIVES: dict[str, Objective] = {
       ),
     )
   ),
-  # The mean of the two.
-  "question_answering": Objective(
-    (
-      ClassTerm("start_positions", lambda outputs: outputs.start_logits, _position("start_positions"), 0.5),
-      ClassTerm("end_positions", lambda outputs: outputs.end_logits, _position("end_positions"), 0.5),
-    )
-  ),
+  "question_answering": _span,
+  "question_answering_simple": _span,
 }

@@ -20,7 +20,9 @@ from fsb_jax.training.losses import Objective
 Batch = Mapping[str, jax.Array]
 
 # What of a batch a model takes; the rest is for the loss and for people.
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "masked_lm_positions")
+MODEL_INPUTS = (
+  "input_ids", "attention_mask", "token_type_ids", "position_ids", "masked_lm_positions", "perm_mask", "target_mapping"
+)
 
 # The typical loss is the mean of about so many good steps, and known after a few.
 TYPICAL_STEPS, FEW_STEPS = 100, 20

@@ -34,7 +34,8 @@ def test_names_and_shapes_are_those_of_transformers(family, head, tie, scan):
     for name in filter(None, (slot.theirs, slot.otherwise)):
       assert ours.setdefault(name, slot.shape) == slot.shape
   # The decoder's kernel is the token table where they are tied, so it has no slot of its own.
-  tied = {name for name in theirs if name.endswith(("decoder.weight", "generator_lm_head.weight"))} if tie else set()
+  kernels = ("decoder.weight", "generator_lm_head.weight", "lm_loss.weight")
+  tied = {name for name in theirs if name.endswith(kernels)} if tie else set()
   constant = {spelled for name in table(family).constants for spelled in (name, name.split(".", 1)[1])}
   assert ours == {name: shape for name, shape in theirs.items() if name not in tied | constant}
 

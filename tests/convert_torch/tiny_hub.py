@@ -30,10 +30,21 @@ ALSO = {
   ),
   "electra": dict(embedding_size=16),
   "roformer": dict(embedding_size=16),
+  "xlnet": dict(use_mems_eval=False),
+}
+# It has no longest sequence, and says so.
+XLNET_NAMES = {
+  "hidden_size": "d_model",
+  "num_hidden_layers": "n_layer",
+  "num_attention_heads": "n_head",
+  "intermediate_size": "d_inner",
+  "max_position_embeddings": None,
 }
 # Families that transformers lacks, with the original's name of them.
 ORIGINALS = {"zhouwenwang": "roformer"}
 FAMILIES = tuple(name for name in models.all_families() if name not in ORIGINALS)
+# The language model's head.
+LM = {name: "masked_lm" if "masked_lm" in models.family(name).heads else "lm" for name in models.all_families()}
 EVERY_HEAD = [(name, head) for name in FAMILIES for head in ("base", *models.family(name).heads)]
 # The rest is slow: every day each family meets every third head, beginning with another one.
 TAKING_TURNS = [
@@ -49,8 +60,13 @@ def torch_class(family, head):
 
 def torch_config(family, head, **changes):
   # These have as many rows in transformers as the config has labels, and work with two.
-  labels = {"num_labels": 2} if head in ("question_answering", "sentence_order") else {}
-  return torch_class(family, head).config_class(**{**SHAPE, **labels, **ALSO.get(family, {}), **changes})
+  labels = {"num_labels": 2} if head in ("question_answering", "question_answering_simple", "sentence_order") else {}
+  shape = {**SHAPE, **labels, **ALSO.get(family, {}), **changes}
+  for bert, xlnet in XLNET_NAMES.items() if family == "xlnet" else ():
+    if bert in shape:
+      value = shape.pop(bert)
+      shape |= {xlnet: value} if xlnet else {}
+  return torch_class(family, head).config_class(**shape)
 
 
 def torch_model(family, head, seed=0, **changes):
@@ -104,7 +120,9 @@ def torch_outputs(model, arrays):
 
 def our_outputs(hub, arrays):
   model = models.build(hub.family, hub.config, hub.head, hub.num_labels)
-  result = model.apply({"params": hub.params}, **arrays, output_hidden_states=True)
+  # The states of two streams differ in length, and are not asked for here.
+  states = {"output_hidden_states": "target_mapping" not in arrays}
+  result = model.apply({"params": hub.params}, **arrays, **states)
   return {name: np.asarray(value) for name, value in vars(result).items() if value is not None}
 
 

@@ -24,9 +24,9 @@ def test_every_distance_is_in_transformers_bucket(buckets, max_distance, length)
   assert len(np.unique(expected)) > min(span, length) / 2
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 9])
-def test_scores_by_offset_equal_a_gather(length):
-  x = np.random.default_rng(0).normal(size=(2, 3, length, 2 * length - 1)).astype(np.float32)
-  queries, keys = np.indices((length, length))
-  expected = x[:, :, queries, keys - queries + length - 1]
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 3), (9, 9), (1, 5), (4, 11), (5, 2), (2, 1)])
+def test_scores_by_offset_equal_a_gather(shape):
+  x = np.random.default_rng(0).normal(size=(2, 3, shape[0], sum(shape) - 1)).astype(np.float32)
+  queries, keys = np.indices(shape)
+  expected = x[:, :, queries, keys - queries + shape[0] - 1]
   np.testing.assert_array_equal(by_offset(jnp.asarray(x)), expected)

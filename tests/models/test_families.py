@@ -7,7 +7,7 @@ import jax
 import pytest
 import torch
 from convert_torch.hub import param_shapes
-from tiny_hub import FAMILIES, ORIGINALS, torch_class
+from tiny_hub import FAMILIES, LM, ORIGINALS, torch_class
 
 from fsb_jax import models
 from fsb_jax.errors import UserError
@@ -17,7 +17,10 @@ from fsb_jax.models.layers import ACTIVATIONS, NormSpec
 SIZES = [(name, size) for name, family in models.all_families().items() for size in family.sizes]
 SHAPE = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
 # What a config must say beside it, where transformers' default is something that we lack.
-ALSO = {"deberta_v2": dict(relative_attention=True)}
+ALSO = {
+  "deberta_v2": dict(relative_attention=True),
+  "xlnet": dict(d_model=32, n_layer=2, n_head=4, d_inner=48),
+}
 
 
 def shape(family):
@@ -31,10 +34,10 @@ def parameter_count(family, head, config):
   return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-@pytest.mark.parametrize("head", ["base", "masked_lm"])
+@pytest.mark.parametrize("head", ["base", "lm"])
 @pytest.mark.parametrize("family,size", [pair for pair in SIZES if pair[0] in FAMILIES])
 def test_every_size_has_as_many_parameters_as_in_transformers(family, size, head):
-  config = models.sized(family, size)
+  config, head = models.sized(family, size), LM[family] if head == "lm" else head
   shapes = param_shapes(models.build(family, config, head))
   assert sum(math.prod(shape) for shape in shapes.values()) == parameter_count(family, head, config)
 
@@ -43,9 +46,10 @@ def test_every_size_has_as_many_parameters_as_in_transformers(family, size, head
 def test_every_size_runs_in_its_longest_sequence(family, size):
   config = models.sized(family, size)
   model = models.build(family, config)
-  ids = jax.ShapeDtypeStruct((2, config.positions.usable_length), "int32")
+  length = getattr(config.positions, "usable_length", 512)
+  ids = jax.ShapeDtypeStruct((2, length), "int32")
   out = jax.eval_shape(model.apply, {"params": models.abstract_params(model)}, ids)
-  assert out.last_hidden_state.shape == (2, config.positions.usable_length, config.embed_dim)
+  assert out.last_hidden_state.shape == (2, length, config.embed_dim)
   assert (out.pooler_output.shape if config.base_pooler else out.pooler_output) == (
     (2, config.embed_dim) if config.base_pooler else None
   )
@@ -90,15 +94,19 @@ def test_config_round_trip_of_every_field(family):
   chosen = models.family(family)
   config = chosen.config_from_hf(shape(family))
   config = dataclasses.replace(
-    config,
-    token_types=3,
-    positions=dataclasses.replace(config.positions, length=77),
-    activations=("gelu_new",),
-    norm=NormSpec(epsilon=1e-3),
-    tie_embeddings=False,
-    initializer_range=0.5,
-    dropout=Dropout(hidden=0.2, attention=0.3, classifier=0.4),
+    config, activations=("gelu_new",), norm=NormSpec(epsilon=1e-3), tie_embeddings=False, initializer_range=0.5
   )
+  if family == "xlnet":
+    # It has one rate of dropout, and neither token types nor a longest sequence.
+    positions = dataclasses.replace(config.positions, clamp=5, memory=7, reuse=3)
+    config = dataclasses.replace(config, positions=positions, dropout=Dropout(hidden=0.2, attention=0.2))
+  else:
+    config = dataclasses.replace(
+      config,
+      token_types=3,
+      positions=dataclasses.replace(config.positions, length=77),
+      dropout=Dropout(hidden=0.2, attention=0.3, classifier=0.4),
+    )
   hf = chosen.config_to_hf(config)
   assert chosen.config_from_hf(hf) == config
   if family in ORIGINALS:
@@ -124,7 +132,7 @@ def test_fields_a_config_leaves_out_are_transformers_defaults(family):
     ({"is_decoder": True}, "config.json says is_decoder=True"),
     ({"add_cross_attention": True}, "config.json says add_cross_attention=True"),
     ({"hidden_act": "mish"}, "config.json says hidden_act='mish'"),
-    ({"num_attention_heads": 5}, "hidden_size=32, which is no multiple of num_attention_heads=5"),
+    ({"num_attention_heads": 5, "n_head": 5}, "hidden_size=32, which is no multiple of num_attention_heads=5"),
     ({"vocab_size": None}, "config.json lacks vocab_size"),
   ],
 )

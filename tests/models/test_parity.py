@@ -6,23 +6,27 @@ import re
 import jax
 import numpy as np
 import pytest
-from tiny_hub import EVERY_HEAD, FAMILIES
+from tiny_hub import EVERY_HEAD, FAMILIES, LM
 from torch_reference import make_batch, make_pair, run_ours, run_torch
 
 from fsb_jax import models
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
-UNTIED = [(family, "masked_lm", False) for family in FAMILIES]
+UNTIED = [(family, LM[family], False) for family in FAMILIES]
 # Gradients that are zero in theory, for softmax does not see what is added to all scores at once: of keys' biases, and
 # of biases that shift the score of every choice or every token alike.
 ALWAYS_ZERO = r".*attention/(distance_)?key/bias"
+SPAN_ZEROS = r"head/span/bias|encoder/final_norm/bias|encoder/(layers|group)_2/mlp_norm/bias"
 ALWAYS_ZERO_OF = {
-  "multiple_choice": r"head/classifier/bias",
-  "question_answering": r"head/span/bias|encoder/final_norm/bias|encoder/(layers|group)_2/mlp_norm/bias",
+  "multiple_choice": r"head/(summary_)?classifier/bias",
+  "question_answering": SPAN_ZEROS,
+  "question_answering_simple": SPAN_ZEROS,
   ("roformer", "multiple_choice"): r"encoder/layers_2/mlp_norm/bias",
+  # Without a query stream, and without segments.
+  "xlnet": r"mask_embed|encoder/.*/attention/segment_(bias|embed)",
 }
 # transformers folds the mask of choices, and asks masks which tokens are real: two dimensions.
-PADDING_MASKS_ONLY = {"multiple_choice", "replaced_tokens", "deberta_v2"}
+PADDING_MASKS_ONLY = {"multiple_choice", "replaced_tokens", "deberta_v2", "xlnet"}
 EVERY_MODEL = [(family, head, True) for family, head in EVERY_HEAD] + UNTIED
 
 
@@ -48,7 +52,8 @@ def check(
   assert {name: by for name, by in wrong.items() if by > 0} == {}
   # Agreement on nothing would prove nothing.
   silent = {name for name, x in theirs.items() if np.abs(x).max() < 1e-6}
-  zero = "|".join([ALWAYS_ZERO, *(ALWAYS_ZERO_OF[key] for key in (head, (family, head)) if key in ALWAYS_ZERO_OF)])
+  known = (ALWAYS_ZERO_OF.get(key) for key in (head, family, (family, head)))
+  zero = "|".join([ALWAYS_ZERO, *filter(None, known)])
   assert {name for name in silent if not re.fullmatch(zero, name)} == set()
 
 
@@ -131,4 +136,4 @@ def test_everything_in_float32(family, head, tied):
 @pytest.mark.parametrize("remat", ["full", "dots_saveable", "dots_with_no_batch_dims_saveable"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_remat(family, remat, scan):
-  check(family, "masked_lm", True, scan=scan, remat=remat)
+  check(family, LM[family], True, scan=scan, remat=remat)

@@ -25,6 +25,11 @@ from fsb_jax.training.step import MODEL_INPUTS
 torch.set_num_threads(1)
 
 ROWS, LENGTH, CHOICES, LABELS = 6, 10, 3, 3
+# Beyond the row is ignored, the first and the last token each for itself.
+SPANS = {
+  "start_positions": np.array([0, 3, 9, LENGTH, 5, LENGTH + 7]),
+  "end_positions": np.array([4, LENGTH, 9, 2, 5, LENGTH]),
+}
 QUICK = {"xla_backend_optimization_level": 0}
 # Every kind of padding: none, some, all but one, and a row with nothing to attend to.
 REAL_TOKENS = (10, 7, 1, 4, 0, 10)
@@ -80,8 +85,20 @@ def make_pair(family: str, head: str, *, dtype: str = "float64", run: dict | Non
   config = models.family(family).config_from_hf(theirs.config.to_dict())
   config = config.with_run(dtype=dtype, param_dtype=dtype, **(run or {}))
   model = models.build(family, config, head, theirs.config.num_labels)
+  if family == "xlnet" and dtype == "float64":
+    _exact_codes(theirs, config)
   slots = engine.slots(table(family), config, param_shapes(model), prefixed=head != "base")
   return Pair(head=head, theirs=theirs, model=model, config=config, slots=slots)
+
+
+def _exact_codes(theirs, config) -> None:
+  """Gives XLNet our codes of distances; its own come from sines in float32, whatever its dtype."""
+
+  def codes(queries, keys, bsz=None, device=None):
+    # One distance more than are used.
+    return torch.from_numpy(config.positions.codes(queries, keys + 1, config.embed_dim)).double()[:, None]
+
+  getattr(theirs, "transformer", theirs).relative_positional_encoding = codes
 
 
 def make_batch(pair: Pair, *, mask: str = "padding", explicit: bool = True, seed: int = 0) -> dict[str, np.ndarray]:
@@ -98,7 +115,7 @@ def make_batch(pair: Pair, *, mask: str = "padding", explicit: bool = True, seed
   rows = ROWS * CHOICES if choosing else ROWS
   real = np.arange(LENGTH) < np.resize(REAL_TOKENS, rows)[:, None]
   ids = random.integers(2, pair.config.vocab_size, real.shape)
-  batch = {"input_ids": np.where(real, ids, pair.config.pad_token_id)}
+  batch = {"input_ids": np.where(real, ids, pair.config.pad_token_id or 0)}
   if mask == "padding":
     batch["attention_mask"] = real.astype(np.int64)
   elif mask == "dense":
@@ -118,6 +135,7 @@ def make_batch(pair: Pair, *, mask: str = "padding", explicit: bool = True, seed
   follows = np.array([0, 1, 1, -100, 0, 1])
   return batch | {
     "base": lambda: {},
+    "lm": lambda: {"labels": token_labels(pair.config.vocab_size)},
     "masked_lm": lambda: {"labels": token_labels(pair.config.vocab_size)},
     "pretraining": lambda: {"labels": token_labels(pair.config.vocab_size), "next_sentence_label": follows},
     "next_sentence": lambda: {"labels": follows},
@@ -126,11 +144,8 @@ def make_batch(pair: Pair, *, mask: str = "padding", explicit: bool = True, seed
     "sequence_classification": lambda: {"labels": random.integers(0, LABELS, ROWS)},
     "token_classification": lambda: {"labels": token_labels(LABELS)},
     "multiple_choice": lambda: {"labels": random.integers(0, CHOICES, ROWS)},
-    # Beyond the row is ignored, the first and the last token each for itself.
-    "question_answering": lambda: {
-      "start_positions": np.array([0, 3, 9, LENGTH, 5, LENGTH + 7]),
-      "end_positions": np.array([4, LENGTH, 9, 2, 5, LENGTH]),
-    },
+    "question_answering": lambda: SPANS,
+    "question_answering_simple": lambda: SPANS,
   }[pair.head]()
 
 

@@ -15,7 +15,7 @@ from fsb_jax import checkpoints, models
 from fsb_jax.errors import UserError
 
 # transformers takes these from `num_labels`; our heads always have two.
-_FIXED_LABELS = {"question_answering": 2, "sentence_order": 2}
+_FIXED_LABELS = {"question_answering": 2, "question_answering_simple": 2, "sentence_order": 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,14 +24,19 @@ _DEFAULTS = {
 _SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
+def require_values(hf: Mapping, values: Mapping) -> None:
+  """UserError where a field has another value than the one that we read."""
+  for name, value in values.items():
+    if hf.get(name, value) not in (value, None):
+      raise UserError(f"config.json says {name}={hf[name]!r}, which fsb_jax does not support (only {value!r})")
+
+
 def shared_fields(hf: Mapping, defaults: Mapping) -> dict:
   """Reads the shared fields into arguments of `TransformerConfig`; UserError on an option we lack."""
   missing = [name for name in _SHAPE if name not in hf]
   if missing:
     raise UserError(f"config.json lacks {', '.join(missing)}; is it the config of this model?")
-  for name, value in _REQUIRED_VALUES.items():
-    if hf.get(name, value) not in (value, None):
-      raise UserError(f"config.json says {name}={hf[name]!r}, which fsb_jax does not support (only {value!r})")
+  require_values(hf, _REQUIRED_VALUES)
   read = {**_DEFAULTS, **defaults, **{k: v for k, v in hf.items() if v is not None}}
   if read["hidden_act"] not in ACTIVATIONS:
     raise UserError(
@@ -80,5 +85,5 @@ def shared_to_hf(config: TransformerConfig) -> dict:
     hidden_dropout_prob=config.dropout.hidden,
     attention_probs_dropout_prob=config.dropout.attention,
     classifier_dropout=config.dropout.classifier,
-    max_position_embeddings=config.positions.length,
+    **({"max_position_embeddings": config.positions.length} if hasattr(config.positions, "length") else {}),
   )

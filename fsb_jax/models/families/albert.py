@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from fsb_jax.errors import UserError
 from fsb_jax.models.config import Dropout, TransformerConfig
-from fsb_jax.models.families._bert_form import shared_fields, shared_to_hf
+from fsb_jax.models.families._bert_form import require_values, shared_fields, shared_to_hf
 from fsb_jax.models.heads import HEADS, SentenceOrder
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
@@ -17,10 +17,7 @@ _DEFAULTS = {"hidden_act": "gelu_new", "hidden_dropout_prob": 0.0, "attention_pr
 
 def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
-  if hf.get("inner_group_num", 1) != 1:
-    raise UserError(
-      f"config.json says inner_group_num={hf['inner_group_num']}, which fsb_jax does not support (only 1)"
-    )
+  require_values(hf, {"inner_group_num": 1})
   fields = shared_fields(hf, {**_DEFAULTS, "classifier_dropout": hf.get("classifier_dropout_prob", 0.1)})
   groups = hf.get("num_hidden_groups", 1)
   if fields["num_layers"] % groups:

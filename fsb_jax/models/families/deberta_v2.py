@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from fsb_jax.errors import UserError
 from fsb_jax.models.config import TransformerConfig
 from fsb_jax.models.disentangled import ConvolutionSpec, DisentangledAttention, DisentangledPositions
-from fsb_jax.models.families._bert_form import shared_fields, shared_to_hf
+from fsb_jax.models.families._bert_form import require_values, shared_fields, shared_to_hf
 from fsb_jax.models.heads import HEADS
 from fsb_jax.models.layers import ACTIVATIONS, NormSpec
 from fsb_jax.models.registry import Family
@@ -24,9 +24,7 @@ _TERMS = ("c2p", "p2c")
 def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
   fields = shared_fields(hf, {**_DEFAULTS, "classifier_dropout": hf.get("cls_dropout")})
-  for name, value in (*_REQUIRED.items(), ("embedding_size", fields["embed_dim"])):
-    if hf.get(name, value) != value:
-      raise UserError(f"config.json says {name}={hf[name]!r}, which fsb_jax does not support (only {value!r})")
+  require_values(hf, {**_REQUIRED, "embedding_size": fields["embed_dim"]})
   if not hf.get("relative_attention", False):
     raise UserError("config.json does not say relative_attention=true, and fsb_jax has no DeBERTa without it")
   terms = hf.get("pos_att_type") or []

@@ -6,9 +6,8 @@ Source: Clark et al. 2020, https://arxiv.org/abs/2003.10555.
 import functools
 from collections.abc import Mapping
 
-from fsb_jax.errors import UserError
 from fsb_jax.models.config import TransformerConfig
-from fsb_jax.models.families._bert_form import shared_fields, shared_to_hf
+from fsb_jax.models.families._bert_form import require_values, shared_fields, shared_to_hf
 from fsb_jax.models.heads import (
   Discriminator,
   FirstTokenClassification,
@@ -26,9 +25,7 @@ _SUMMARY = dict(summary_type="first", summary_use_proj=True, summary_activation=
 
 def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
-  for name, value in _SUMMARY.items():
-    if hf.get(name, value) != value:
-      raise UserError(f"config.json says {name}={hf[name]!r}, which fsb_jax does not support (only {value!r})")
+  require_values(hf, _SUMMARY)
   fields = shared_fields(hf, {})
   token_dim = hf.get("embedding_size", 128)
   return TransformerConfig(
