@@ -3,7 +3,8 @@ import json
 import pytest
 from convert_torch import load_hub_folder
 from convert_torch.verify import verify
-from tiny_hub import hub_folder
+from test_goldens import ALL
+from tiny_hub import FAMILIES, LM, ORIGINALS, hub_folder
 
 from fsb_jax import models
 from fsb_jax.errors import UserError
@@ -28,6 +29,24 @@ def test_certificate_of_a_right_and_of_a_wrong_conversion(tmp_path):
   spoilt = verify(tmp_path / "hub", ours)
   failed = {(r["dtype"], r["output"]) for r in spoilt["results"] if not r["passed"]}
   assert not spoilt["passed"] and failed >= {("float64", "logits"), ("float64", "hidden_states")}
+
+
+@pytest.mark.parametrize(
+  "family", [pytest.param(name, marks=[] if name in ("deberta_v2", "xlnet") else pytest.mark.slow) for name in FAMILIES]
+)
+def test_every_family_can_be_verified(tmp_path, family):
+  hub_folder(tmp_path / "hub", family, LM[family])
+  certificate = verify(tmp_path / "hub")
+  assert certificate["passed"], certificate["results"]
+  assert {"logits", "hidden_states"} <= {result["output"] for result in certificate["results"]}
+
+
+@pytest.mark.skipif(not ALL.is_dir(), reason=f"no goldens at {ALL}; set FSB_GOLDENS_DIR")
+@pytest.mark.parametrize("family", ORIGINALS)
+def test_a_family_that_transformers_lacks_is_not_held_against_another(family):
+  folder = next(ALL.glob(f"{ORIGINALS[family]}_*"))
+  with pytest.raises(UserError, match=f"transformers has no {family} model to verify against"):
+    verify(folder)
 
 
 def test_parameters_that_the_folder_lacks_are_given_to_both_and_listed(tmp_path):

@@ -47,4 +47,6 @@ TABLE = Table(
     *dense("head/classifier", "classifier"),
     *dense("head/span", "qa_outputs"),
   ),
+  # Its codes of distances are float32, and do not multiply with parameters of another dtype.
+  float64_in_transformers=False,
 )

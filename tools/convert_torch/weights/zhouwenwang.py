@@ -35,4 +35,5 @@ TABLE = Table(
     "bert.embeddings.position_ids": lambda config: np.arange(config.positions.length)[None],
     f"{THEIRS}.attention.self.rope_emb.div_term": frequencies,
   },
+  in_transformers=False,
 )
