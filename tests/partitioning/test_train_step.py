@@ -55,9 +55,9 @@ def batch():
 OPTIMIZER = adamw(learning_rate=1e-2, max_gradient_norm=None)
 
 
-def one_step(partitioner, params, batch, config, optimizer=OPTIMIZER, **options):
+def one_step(partitioner, params, batch, config, optimizer=OPTIMIZER, family="bert", head=HEAD, **options):
   """The state after one step from `params` (of one device), and its metrics."""
-  update = Update(models.build("bert", config, HEAD), OBJECTIVES[HEAD], optimizer, **options)
+  update = Update(models.build(family, config, head), OBJECTIVES[head], optimizer, **options)
   boxed = abstract_state(update)
   partitioner.validate(boxed)
   shardings = partitioner.shardings(boxed)
@@ -138,8 +138,8 @@ def test_a_step_equals_one_device(mesh, single, batch):
 def on_one_device(batch, options, **changes):
   """Parameters to start from, and the state and metrics that one step on one device makes of them."""
   partitioner = Partitioner(make_mesh(devices=jax.devices()[:1]))
-  config = dataclasses.replace(config_for(partitioner), **changes)
-  model = models.build("bert", config, HEAD)
+  config = dataclasses.replace(config_for(partitioner, options.get("family", "bert")), **changes)
+  model = models.build(options.get("family", "bert"), config, options.get("head", HEAD))
   params = jax.tree.map(np.asarray, nn.meta.unbox(model.init(jax.random.key(0), models.dummy_ids(model))["params"]))
   return params, *one_step(partitioner, params, batch, config, **options)
 
@@ -171,6 +171,21 @@ def test_levers_equal_one_device(batch):
   shares = {name: bytes_on_one_device(getattr(got, name)) for name in ("params", "average", "optimizer")}
   idle = sum(start[path].nbytes for path in frozen)
   assert shares["average"] == shares["params"] and 0 <= shares["optimizer"] - 2 * (shares["params"] - idle) <= 32
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2, "sequence": 2}, {"tensor": 8}, {"sequence": 8}], ids=str)
+@pytest.mark.parametrize("family", [name for name, family in models.all_families().items() if "tiny" in family.sizes])
+@pytest.mark.slow
+def test_every_family_equals_one_device(family, mesh, batch):
+  partitioner = Partitioner(mesh)
+  options = {"family": family, "head": "masked_lm" if "masked_lm" in models.family(family).heads else "lm"}
+  with jax.enable_x64(True):
+    params, want, want_metrics = on_one_device(batch, options)
+    got, metrics = one_step(partitioner, params, batch, config_for(partitioner, family), **options)
+    assert float(metrics["loss"]) == pytest.approx(float(want_metrics["loss"]), abs=1e-9)
+    expected, ours = (models.flatten(cut(gradients(state), params)) for state in (want, got))
+  for path in expected:
+    np.testing.assert_allclose(ours[path], expected[path], atol=1e-9, rtol=1e-9, err_msg=path)
 
 
 @pytest.mark.parametrize(
