@@ -66,7 +66,8 @@ def decay_mask(params: Any) -> Any:
 
   def decayed(path, _):
     # The last name, past the attribute that boxed parameters add.
-    return [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)][-1] in ("kernel", "embedding")
+    name = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)][-1]
+    return name in ("kernel", "embedding") or name.endswith("_embed")
 
   return jax.tree_util.tree_map_with_path(decayed, params)
 
