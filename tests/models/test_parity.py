@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from tiny_hub import EVERY_HEAD, FAMILIES, LM
+from tiny_hub import EVERY_HEAD, FAMILIES, LM, TAKING_TURNS
 from torch_reference import make_batch, make_pair, run_ours, run_torch
 
 from fsb_jax import models
@@ -58,7 +58,7 @@ def check(
 
 
 def everyday_cases():
-  """Every model once, the other choices taking turns so that each meets each family."""
+  """Every model once, the other choices taking turns so that each meets each family; most heads are slow."""
   turns = itertools.cycle(
     [
       dict(scan=True, mask="padding"),
@@ -70,10 +70,14 @@ def everyday_cases():
       dict(scan=True, mask="padding", explicit=False),
     ]
   )
+  # Of every family its language model and a turn of its heads; of BERT all.
+  daily = {(*pair.values, True) for pair in TAKING_TURNS if not pair.marks}
+  daily |= {(family, LM[family], True) for family in FAMILIES} | {("bert", head, True) for _, head in EVERY_HEAD}
   for model, choices in zip(EVERY_MODEL, turns):
     if PADDING_MASKS_ONLY & {*model} and choices["mask"] == "dense":
       choices = {**choices, "mask": "padding"}
-    yield pytest.param(model, choices, id="-".join([*map(str, model), *(f"{k}={v}" for k, v in choices.items())]))
+    name = "-".join([*map(str, model), *(f"{k}={v}" for k, v in choices.items())])
+    yield pytest.param(model, choices, id=name, marks=[] if model in daily else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("model,choices", list(everyday_cases()))

@@ -1,6 +1,7 @@
 """The tiny task of `tiny_run`, made once a module; what is compiled for one test serves the others."""
 
 import jax
+import lives
 import pytest
 from tiny_run import make_inputs
 
@@ -31,6 +32,16 @@ def tokenizer(inputs):
 def table(inputs):
   files = {split: inputs / f"{split}.csv" for split in ("train", "validation", "test")}
   return tasks.table_task("reviews", files, "text")
+
+
+@pytest.fixture(autouse=True)
+def _no_life_goes_on():
+  """A test that failed leaves no process behind."""
+  yield
+  for process in lives.started:
+    process.kill()
+    process.wait()
+  lives.started.clear()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import numpy as np
 
 from fsb_jax import checkpoints
 
+started: list[subprocess.Popen] = []
 SCRIPT = Path(__file__).with_name("lived_run.py")
 
 
@@ -20,7 +21,11 @@ def start(folder, **options):
   """A life as a process; what it says goes to FOLDER/said-INDEX."""
   options = {"rate_steps": options["steps"], **options}
   with (folder / f"said-{options.get('index', 0)}").open("w") as said:
-    return subprocess.Popen([sys.executable, str(SCRIPT), str(folder), json.dumps(options)], stdout=said, stderr=said)
+    process = subprocess.Popen(
+      [sys.executable, str(SCRIPT), str(folder), json.dumps(options)], stdout=said, stderr=said
+    )
+  started.append(process)
+  return process
 
 
 def said(folder, index=0):
