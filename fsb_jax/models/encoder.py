@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fsb_jax.models.heads import Head
+from fsb_jax.models.heads import Head, fold_choices
 from fsb_jax.models.layers import activation, dense, embed
 from fsb_jax.models.masks import mask_from_attention_mask, prefix_mask
 from fsb_jax.models.outputs import BaseOutput
@@ -50,16 +50,9 @@ class EncoderModel(nn.Module):
     Returns:
       The head's struct, or `BaseOutput`.
     """
-    choices = None
-    if getattr(self.head, "takes_choices", False):
-      if input_ids.ndim != 3:
-        raise ValueError(f"multiple choice takes input_ids [batch, choices, length], got shape {input_ids.shape}")
-      choices = input_ids.shape[:2]
-      input_ids, attention_mask, token_type_ids, position_ids = (
-        x if x is None else x.reshape(-1, *x.shape[2:])
-        for x in (input_ids, attention_mask, token_type_ids, position_ids)
-      )
-
+    choices, (input_ids, attention_mask, token_type_ids, position_ids) = fold_choices(
+      self.head, input_ids, attention_mask, token_type_ids, position_ids
+    )
     config = self.config
     token_embed = embed(
       config,

@@ -40,6 +40,27 @@ class Head(nn.Module):
     return nn.Dropout(rate, deterministic=deterministic)(x)
 
 
+def fold_choices(
+  head: Head | None, input_ids: jax.Array, *others: jax.Array | None
+) -> tuple[tuple[int, int] | None, list[jax.Array | None]]:
+  """Lays the choices of a multiple choice head one below the other.
+
+  Args:
+    head: an unbound head, or None.
+    input_ids: `[batch, length]`, or `[batch, choices, length]` where `head` takes choices.
+    *others: arrays that begin as `input_ids` does, or None.
+
+  Returns:
+    (batch, choices), or None where there are none; and all arrays, `[batch * choices, ...]` where there are.
+  """
+  arrays = [input_ids, *others]
+  if not getattr(head, "takes_choices", False):
+    return None, arrays
+  if input_ids.ndim != 3:
+    raise ValueError(f"multiple choice takes input_ids [batch, choices, length], got shape {input_ids.shape}")
+  return input_ids.shape[:2], [x if x is None else x.reshape(-1, *x.shape[2:]) for x in arrays]
+
+
 class Decoder(nn.Module):
   """Scores of the vocabulary: the token embeddings and a bias, or a layer of its own."""
 

@@ -15,7 +15,7 @@ from flax import struct
 
 from fsb_jax.models import outputs
 from fsb_jax.models.attention import attend, by_offset
-from fsb_jax.models.heads import Head
+from fsb_jax.models.heads import Head, fold_choices
 from fsb_jax.models.layers import Mlp, dense, embed
 from fsb_jax.models.masks import Mask
 from fsb_jax.models.positions import Positions
@@ -174,7 +174,7 @@ class TwoStreamModel(nn.Module):
     """Encodes a batch.
 
     Args:
-      input_ids: int `[batch, length]`; `[batch, choices, length]` for multiple choice (and so for the next two).
+      input_ids: int `[batch, length]`; `[batch, choices, length]` for multiple choice (and so for the next four).
       attention_mask: `[batch, length]`, 1 for real tokens.
       token_type_ids: int `[batch, length]`, segments; None for one segment.
       perm_mask: `[batch, query, key]`, 1 where a query must not see a key.
@@ -188,12 +188,9 @@ class TwoStreamModel(nn.Module):
     Returns:
       The head's struct, or `BaseOutput`; with `output_mems` a pair of it and the memory.
     """
-    choices = None
-    if getattr(self.head, "takes_choices", False):
-      choices = input_ids.shape[:2]
-      input_ids, attention_mask, token_type_ids = (
-        x if x is None else x.reshape(-1, x.shape[-1]) for x in (input_ids, attention_mask, token_type_ids)
-      )
+    choices, (input_ids, attention_mask, token_type_ids, perm_mask, target_mapping) = fold_choices(
+      self.head, input_ids, attention_mask, token_type_ids, perm_mask, target_mapping
+    )
     config = self.config
     batch, length = input_ids.shape
     remembered = 0 if mems is None else mems.shape[2]
