@@ -145,6 +145,15 @@ def test_what_is_not_supported_is_refused_in_one_sentence(family, changes, messa
   assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_how_zhouwenwang_masks_is_kept_and_checked():
+  chosen = models.family("zhouwenwang")
+  assert chosen.config_from_hf(SHAPE).mask_fill == "plus_1"
+  meant = chosen.config_from_hf({**SHAPE, "mask_fill": "minus_10000"})
+  assert chosen.config_from_hf(chosen.config_to_hf(meant)) == meant and meant.mask_fill == "minus_10000"
+  with pytest.raises(UserError, match="mask_fill='none', which fsb_jax does not know; known: plus_1, minus_10000"):
+    chosen.config_from_hf({**SHAPE, "mask_fill": "none"})
+
+
 def test_an_unknown_activation_is_answered_with_the_known_ones():
   with pytest.raises(UserError) as error:
     models.family("bert").config_from_hf({**SHAPE, "hidden_act": "mish"})

@@ -5,6 +5,7 @@ Source: https://github.com/IDEA-CCNL/Fengshenbang-LM, fengshen/models/roformer.
 
 from collections.abc import Mapping
 
+from fsb_jax.errors import UserError
 from fsb_jax.models.config import TransformerConfig
 from fsb_jax.models.families._bert_form import shared_fields, shared_to_hf
 from fsb_jax.models.heads import HEADS, MaskedLM
@@ -12,17 +13,21 @@ from fsb_jax.models.positions import RotaryPositions
 from fsb_jax.models.registry import Family
 
 _FORM = dict(norm_placement="pre", embedding_norm=False, final_norm=True, mask_kind="prefix")
+_FILLS = ("plus_1", "minus_10000")
 
 
 def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
   # A causal language model says that it is a decoder; its mask is the same.
   hf = {name: value for name, value in hf.items() if name != "is_decoder"}
+  # The original adds its mask of booleans to the scores, and was trained so; "minus_10000" is what was meant.
+  fill = hf.get("mask_fill", _FILLS[0])
+  if fill not in _FILLS:
+    raise UserError(f"config.json says mask_fill={fill!r}, which fsb_jax does not know; known: {', '.join(_FILLS)}")
   return TransformerConfig(
     **shared_fields(hf, {}),
     **_FORM,
-    # The original adds its mask of booleans to the scores, and was trained so; "minus_10000" is what was meant.
-    mask_fill=hf.get("mask_fill", "plus_1"),
+    mask_fill=fill,
     positions=RotaryPositions(length=hf.get("max_position_embeddings", 512)),
   )
 
@@ -30,7 +35,7 @@ def config_from_hf(hf: Mapping) -> TransformerConfig:
 def config_to_hf(config: TransformerConfig) -> dict:
   """Undoes `config_from_hf`."""
   hf = shared_to_hf(config)
-  return hf if config.mask_fill == "plus_1" else {**hf, "mask_fill": config.mask_fill}
+  return hf if config.mask_fill == _FILLS[0] else {**hf, "mask_fill": config.mask_fill}
 
 
 def _size(layers: int, width: int, heads: int, vocab_size: int = 21128) -> TransformerConfig:
