@@ -104,7 +104,7 @@ class Ours:
     from fsb_jax import models
     from fsb_jax.training import optimizers
     from fsb_jax.training.losses import OBJECTIVES
-    from fsb_jax.training.step import MODEL_INPUTS, Update
+    from fsb_jax.training.step import Update
 
     self.run = models.Run(**run)
     hub = theirs.as_ours(self.run, lambda parameter: parameter)
@@ -118,7 +118,7 @@ class Ours:
     everywhere = {name: self.batch[name] for name in ("input_ids", "attention_mask")}
 
     def loss(params, batch):
-      inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+      inputs = {name: batch[name] for name in models.input_names(model) if name in batch}
       return objective(model.apply({"params": params}, **inputs), batch)
 
     self.jit_forward = jax.jit(lambda params: model.apply({"params": params}, **everywhere).logits)

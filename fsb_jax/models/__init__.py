@@ -13,7 +13,15 @@ from fsb_jax.models.config import Dropout, Run, TransformerConfig
 # Models and what they return.
 from fsb_jax.models.encoder import EncoderModel
 from fsb_jax.models.heads import HEADS
-from fsb_jax.models.initialise import abstract_params, dummy_ids, flatten, fresh_values, may_be_fresh, unflatten
+from fsb_jax.models.initialise import (
+  abstract_params,
+  dummy_ids,
+  flatten,
+  fresh_values,
+  input_names,
+  may_be_fresh,
+  unflatten,
+)
 from fsb_jax.models.masks import Mask
 from fsb_jax.models.outputs import (
   BaseOutput,
@@ -55,6 +63,7 @@ __all__ = [
   "family_of_hub_config",
   "flatten",
   "fresh_values",
+  "input_names",
   "may_be_fresh",
   "sized",
   "unflatten",

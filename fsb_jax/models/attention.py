@@ -82,15 +82,22 @@ def attend(
       both = [x for x in (bias, mask.bias(*lengths, jnp.float32)) if x is not None]
       masking = {"bias": sum(both[1:], start=both[0]) if both else None}
     return jax.nn.dot_product_attention(query, key, value, **masking, scale=scale, implementation=implementation)
-  scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * scale
-  if bias is not None:
-    scores = scores + bias
-  scores = mask.apply(scores.astype(at_least_float32(scores.dtype)))
-  probabilities = mask.apply_to_probabilities(softmax(scores))
+  probabilities = attention_probabilities(query, key, mask, scale=scale, bias=bias)
   if dropping:
     keep = jax.random.bernoulli(dropout_rng, 1.0 - dropout_rate, probabilities.shape)
     probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
   return jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(value.dtype), value)
+
+
+def attention_probabilities(
+  query: jax.Array, key: jax.Array, mask: Mask, *, scale: float, bias: jax.Array | None = None
+) -> jax.Array:
+  """How much every query takes of every key, `[batch, heads, query, key]` in at least float32; see `attend`."""
+  scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * scale
+  if bias is not None:
+    scores = scores + bias
+  scores = mask.apply(scores.astype(at_least_float32(scores.dtype)))
+  return mask.apply_to_probabilities(softmax(scores))
 
 
 def by_offset(x: jax.Array) -> jax.Array:
@@ -121,8 +128,11 @@ class Attention(nn.Module):
     return dense(config, (config.num_heads, config.head_dim), ("embed", "heads", "kv"), name)
 
   @nn.compact
-  def __call__(self, hidden: jax.Array, context) -> jax.Array:
-    """Maps `[batch, length, embed]` to the same shape."""
+  def __call__(self, hidden: jax.Array, context) -> tuple[jax.Array, jax.Array | None]:
+    """Maps `[batch, length, embed]` to the same shape; also returns the probabilities where `context` asks for them.
+
+    These are made again, before dropout, which costs nothing in a compiled function.
+    """
     config = self.config
     projections = {name: self.projection(name) for name in ("query", "key", "value")}
     query, key, value = (
@@ -147,7 +157,10 @@ class Attention(nn.Module):
       dropout_rate=config.dropout.attention,
       dropout_rng=self.make_rng("dropout") if dropping else None,
     )
-    return dense(config, (config.embed_dim,), ("heads", "kv", "embed"), "out", inputs=2)(result)
+    probabilities = None
+    if context.output_attentions:
+      probabilities = attention_probabilities(query, key, context.mask, scale=scale, bias=bias)
+    return dense(config, (config.embed_dim,), ("heads", "kv", "embed"), "out", inputs=2)(result), probabilities
 
   def scores(self, query, key, projections, context) -> tuple[float, jax.Array | None]:
     """What multiplies the scores, and what is added to them."""

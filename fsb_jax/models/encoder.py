@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fsb_jax.models.heads import Head, fold_choices
+from fsb_jax.models.heads import Head, fold_choices, with_head
 from fsb_jax.models.layers import activation, dense, embed
 from fsb_jax.models.masks import mask_from_attention_mask, prefix_mask
 from fsb_jax.models.outputs import BaseOutput
@@ -31,9 +31,10 @@ class EncoderModel(nn.Module):
     attention_mask: jax.Array | None = None,
     token_type_ids: jax.Array | None = None,
     position_ids: jax.Array | None = None,
-    masked_lm_positions: jax.Array | None = None,
     deterministic: bool = True,
     output_hidden_states: bool = False,
+    output_attentions: bool = False,
+    **head_inputs: jax.Array | None,
   ):
     """Encodes a batch.
 
@@ -42,10 +43,10 @@ class EncoderModel(nn.Module):
       attention_mask: `[batch, length]`, 1 for real tokens, or `[batch, query, key]`, 1 where a query sees a key.
       token_type_ids: int `[batch, length]`, zeros if not given.
       position_ids: int `[batch, length]`, counted by the config's position scheme if not given.
-      masked_lm_positions: int `[batch, asked]`, where a language model's head scores the vocabulary; everywhere if not
-        given.
       deterministic: no dropout; otherwise pass `rngs={"dropout": key}`.
       output_hidden_states: also return every layer's hidden state.
+      output_attentions: also return every layer's probabilities, before dropout.
+      **head_inputs: what the head takes, by its parameters' names.
 
     Returns:
       The head's struct, or `BaseOutput`.
@@ -73,20 +74,19 @@ class EncoderModel(nn.Module):
       mask=mask,
       deterministic=deterministic,
       output_hidden_states=output_hidden_states,
+      output_attentions=output_attentions,
     )
     if config.token_dim is not None:
       hidden = dense(config, (config.embed_dim,), ("table_embed", "embed"), "embed_project")(hidden)
-    hidden, hidden_states = Stack(config, name="encoder")(hidden, context)
+    hidden, hidden_states, attentions = Stack(config, name="encoder")(hidden, context)
     pooled = None
     if self.head.uses_pooler if self.head else config.base_pooler:
       pooled = dense(config, (config.embed_dim,), ("embed", "mlp"), "pooler")(hidden[:, 0])
       pooled = activation(config.pooler_activation)(pooled)
-    encoded = BaseOutput(last_hidden_state=hidden, pooler_output=pooled, hidden_states=hidden_states)
-    if self.head is None:
-      return encoded
-    asked = {} if masked_lm_positions is None else {"masked_lm_positions": masked_lm_positions}
-    result = self.head(encoded, token_embed.attend, deterministic, **asked)
-    return result if choices is None else result.replace(logits=result.logits.reshape(choices))
+    encoded = BaseOutput(
+      last_hidden_state=hidden, pooler_output=pooled, hidden_states=hidden_states, attentions=attentions
+    )
+    return with_head(self.head, encoded, token_embed.attend, deterministic, choices, head_inputs)
 
   def _embed(self, token_embed, input_ids, token_type_ids, position_ids, mask, deterministic) -> jax.Array:
     config = self.config

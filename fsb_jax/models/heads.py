@@ -1,9 +1,10 @@
 """Heads on an encoder. Each reads a `BaseOutput` and returns its own struct of `outputs.py`.
 
-A head class says by `uses_pooler` whether the encoder computes its pooler for it.
+A head class says by `uses_pooler` whether the encoder computes its pooler for it. Arrays that its `__call__` takes
+beyond the first three are inputs of the model with that head, by the same names; they must have defaults.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -59,6 +60,35 @@ def fold_choices(
   if input_ids.ndim != 3:
     raise ValueError(f"multiple choice takes input_ids [batch, choices, length], got shape {input_ids.shape}")
   return input_ids.shape[:2], [x if x is None else x.reshape(-1, *x.shape[2:]) for x in arrays]
+
+
+def with_head(
+  head: Head | None,
+  encoded: outputs.BaseOutput,
+  attend: Attend,
+  deterministic: bool,
+  choices: tuple[int, int] | None,
+  head_inputs: Mapping[str, jax.Array | None],
+) -> outputs.Output:
+  """What a model returns.
+
+  Args:
+    head: the model's, or None for `encoded` itself.
+    encoded: what the encoder made.
+    attend: of the token embeddings, hidden states to scores of the vocabulary.
+    deterministic: no dropout.
+    choices: from `fold_choices`.
+    head_inputs: what the head takes beside; None is left out.
+  """
+  given = {name: x for name, x in head_inputs.items() if x is not None}
+  if head is None:
+    if given:
+      raise TypeError(f"a model without a head takes no {', '.join(given)}")
+    return encoded
+  result = head(encoded, attend, deterministic, **given)
+  if choices is not None:
+    result = result.replace(logits=result.logits.reshape(choices))
+  return result.replace(hidden_states=encoded.hidden_states, attentions=encoded.attentions)
 
 
 class Decoder(nn.Module):
@@ -127,10 +157,17 @@ class MaskedLM(Head):
     deterministic: bool,
     masked_lm_positions: jax.Array | None = None,
   ) -> outputs.MaskedLMOutput:
-    """See the module's docstring; `masked_lm_positions` as in `EncoderModel`."""
+    """Scores the vocabulary.
+
+    Args:
+      encoded: see the module's docstring.
+      attend: of the token embeddings.
+      deterministic: no dropout.
+      masked_lm_positions: int `[batch, asked]`, where to score it; everywhere if not given.
+    """
     vocabulary = Vocabulary(self.config, self.transform_activation, name="masked_lm")
     logits = vocabulary(encoded.last_hidden_state, attend, masked_lm_positions)
-    return outputs.MaskedLMOutput(logits=logits, hidden_states=encoded.hidden_states)
+    return outputs.MaskedLMOutput(logits=logits)
 
 
 class LanguageModel(Head):
@@ -140,7 +177,7 @@ class LanguageModel(Head):
   def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.MaskedLMOutput:
     """See the module's docstring."""
     logits = Decoder(self.config, name="lm")(encoded.last_hidden_state, attend)
-    return outputs.MaskedLMOutput(logits=logits, hidden_states=encoded.hidden_states)
+    return outputs.MaskedLMOutput(logits=logits)
 
 
 class NextSentence(Head):
@@ -152,7 +189,7 @@ class NextSentence(Head):
   def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.NextSentenceOutput:
     """See the module's docstring."""
     logits = dense(self.config, (2,), ("embed", "labels"), "next_sentence")(encoded.pooler_output)
-    return outputs.NextSentenceOutput(logits=logits, hidden_states=encoded.hidden_states)
+    return outputs.NextSentenceOutput(logits=logits)
 
 
 class Pretraining(Head):
@@ -168,12 +205,11 @@ class Pretraining(Head):
     deterministic: bool,
     masked_lm_positions: jax.Array | None = None,
   ) -> outputs.PretrainingOutput:
-    """See the module's docstring; `masked_lm_positions` as in `EncoderModel`."""
+    """See the module's docstring; `masked_lm_positions` as in `MaskedLM`."""
     vocabulary = Vocabulary(self.config, name="masked_lm")
     return outputs.PretrainingOutput(
       prediction_logits=vocabulary(encoded.last_hidden_state, attend, masked_lm_positions),
       seq_relationship_logits=dense(self.config, (2,), ("embed", "labels"), "next_sentence")(encoded.pooler_output),
-      hidden_states=encoded.hidden_states,
     )
 
 
@@ -190,13 +226,12 @@ class SentenceOrder(Head):
     deterministic: bool,
     masked_lm_positions: jax.Array | None = None,
   ) -> outputs.SentenceOrderOutput:
-    """See the module's docstring; `masked_lm_positions` as in `EncoderModel`."""
+    """See the module's docstring; `masked_lm_positions` as in `MaskedLM`."""
     vocabulary = Vocabulary(self.config, name="masked_lm")
     x = self.drop(encoded.pooler_output, deterministic)
     return outputs.SentenceOrderOutput(
       prediction_logits=vocabulary(encoded.last_hidden_state, attend, masked_lm_positions),
       sop_logits=dense(self.config, (2,), ("embed", "labels"), "sentence_order")(x),
-      hidden_states=encoded.hidden_states,
     )
 
 
@@ -210,7 +245,7 @@ class Discriminator(Head):
     x = dense(config, (config.embed_dim,), ("embed", "mlp"), "transform")(encoded.last_hidden_state)
     x = activation(config.activations[0])(x)
     logits = dense(config, (1,), ("embed", "labels"), "replaced")(x)[..., 0]
-    return outputs.DiscriminatorOutput(logits=logits, hidden_states=encoded.hidden_states)
+    return outputs.DiscriminatorOutput(logits=logits)
 
 
 class SequenceClassification(Head):
@@ -224,7 +259,7 @@ class SequenceClassification(Head):
   ) -> outputs.SequenceClassificationOutput:
     """See the module's docstring."""
     logits = self.classify(encoded.pooler_output, deterministic)
-    return outputs.SequenceClassificationOutput(logits=logits, hidden_states=encoded.hidden_states)
+    return outputs.SequenceClassificationOutput(logits=logits)
 
 
 class FirstTokenClassification(Head):
@@ -245,7 +280,7 @@ class FirstTokenClassification(Head):
     x = dense(self.config, (self.config.embed_dim,), ("embed", "mlp"), "classifier_dense")(x)
     x = activation(self.hidden_activation or self.config.activations[0])(x)
     logits = self.classify(x, deterministic, "classifier_out")
-    return outputs.SequenceClassificationOutput(logits=logits, hidden_states=encoded.hidden_states)
+    return outputs.SequenceClassificationOutput(logits=logits)
 
 
 class TokenClassification(Head):
@@ -257,7 +292,7 @@ class TokenClassification(Head):
   ) -> outputs.TokenClassificationOutput:
     """See the module's docstring."""
     logits = self.classify(encoded.last_hidden_state, deterministic)
-    return outputs.TokenClassificationOutput(logits=logits, hidden_states=encoded.hidden_states)
+    return outputs.TokenClassificationOutput(logits=logits)
 
 
 class MultipleChoice(Head):
@@ -273,7 +308,7 @@ class MultipleChoice(Head):
     """Returns logits `[batch * choices, 1]`, which the model folds to `[batch, choices]`."""
     x = self.drop(encoded.pooler_output, deterministic)
     logits = dense(self.config, (1,), ("embed", "labels"), "classifier")(x)
-    return outputs.MultipleChoiceOutput(logits=logits, hidden_states=encoded.hidden_states)
+    return outputs.MultipleChoiceOutput(logits=logits)
 
 
 class SummaryClassification(Head):
@@ -306,7 +341,7 @@ class SummaryClassification(Head):
       x = activation(self.summary_activation)(dense(config, (config.embed_dim,), ("embed", "mlp"), "summary")(x))
     x = nn.Dropout(self.summary_dropout, deterministic=deterministic)(x)
     logits = dense(config, (self.classes,), ("embed", "labels"), self.classifier)(x)
-    return self.output(logits=logits, hidden_states=encoded.hidden_states)
+    return self.output(logits=logits)
 
 
 class SummaryMultipleChoice(SummaryClassification):
@@ -327,7 +362,7 @@ class QuestionAnswering(Head):
     """See the module's docstring."""
     scores = dense(self.config, (2,), ("embed", "labels"), "span")(encoded.last_hidden_state)
     return outputs.QuestionAnsweringOutput(
-      start_logits=scores[..., 0], end_logits=scores[..., 1], hidden_states=encoded.hidden_states
+      start_logits=scores[..., 0], end_logits=scores[..., 1]
     )
 
 

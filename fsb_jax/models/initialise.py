@@ -1,5 +1,6 @@
-"""Shapes of a model's parameters, and fresh values for those a checkpoint lacks."""
+"""What a model takes, the shapes of its parameters, and fresh values for those a checkpoint lacks."""
 
+import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -8,6 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+
+
+def input_names(model: nn.Module) -> tuple[str, ...]:
+  """The arrays that a model and its head take, by the names of their parameters."""
+  # Beyond the module itself; of a head, beyond what the model gives it.
+  callables = [(type(model), 1)] + ([] if model.head is None else [(type(model.head), 4)])
+  return tuple(
+    name
+    for kind, first in callables
+    for name, parameter in list(inspect.signature(kind.__call__).parameters.items())[first:]
+    if parameter.kind is not parameter.VAR_KEYWORD and not isinstance(parameter.default, bool)
+  )
 
 
 def dummy_ids(model: nn.Module) -> jax.Array:

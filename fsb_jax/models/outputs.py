@@ -1,91 +1,91 @@
-"""What models return: one struct per head, with Hugging Face's field names.
-
-`hidden_states`, where asked for, is a tuple of `num_layers + 1` arrays `[batch, length, embed]`.
-"""
+"""What models return: one struct per head, with Hugging Face's field names."""
 
 import jax
 from flax import struct
 
 
 @struct.dataclass
-class BaseOutput:
+class Output:
+  """What every head returns beside its own fields, where a caller asked for it.
+
+  Attributes:
+    hidden_states: `num_layers + 1` arrays `[batch, length, embed]`.
+    attentions: `num_layers` arrays of probabilities `[batch, heads, query, key]`.
+  """
+
+  hidden_states: tuple[jax.Array, ...] | None = struct.field(default=None, kw_only=True)
+  attentions: tuple[jax.Array, ...] | None = struct.field(default=None, kw_only=True)
+
+
+@struct.dataclass
+class BaseOutput(Output):
   """No head: `last_hidden_state` `[batch, length, embed]`, `pooler_output` `[batch, embed]`."""
 
   last_hidden_state: jax.Array
   pooler_output: jax.Array | None = None
-  hidden_states: tuple[jax.Array, ...] | None = None
 
 
 @struct.dataclass
-class MaskedLMOutput:
+class MaskedLMOutput(Output):
   """`logits` `[batch, length, vocab]`."""
 
   logits: jax.Array
-  hidden_states: tuple[jax.Array, ...] | None = None
 
 
 @struct.dataclass
-class PretrainingOutput:
+class PretrainingOutput(Output):
   """`prediction_logits` `[batch, length, vocab]`, `seq_relationship_logits` `[batch, 2]`."""
 
   prediction_logits: jax.Array
   seq_relationship_logits: jax.Array
-  hidden_states: tuple[jax.Array, ...] | None = None
 
 
 @struct.dataclass
-class SentenceOrderOutput:
+class SentenceOrderOutput(Output):
   """`prediction_logits` `[batch, length, vocab]`, `sop_logits` `[batch, 2]`: class 1 is for swapped texts."""
 
   prediction_logits: jax.Array
   sop_logits: jax.Array
-  hidden_states: tuple[jax.Array, ...] | None = None
 
 
 @struct.dataclass
-class DiscriminatorOutput:
+class DiscriminatorOutput(Output):
   """`logits` `[batch, length]`: above zero where a token was probably replaced."""
 
   logits: jax.Array
-  hidden_states: tuple[jax.Array, ...] | None = None
 
 
 @struct.dataclass
-class NextSentenceOutput:
+class NextSentenceOutput(Output):
   """`logits` `[batch, 2]`: class 0 says that the second text follows the first."""
 
   logits: jax.Array
-  hidden_states: tuple[jax.Array, ...] | None = None
 
 
 @struct.dataclass
-class SequenceClassificationOutput:
+class SequenceClassificationOutput(Output):
   """`logits` `[batch, labels]`."""
 
   logits: jax.Array
-  hidden_states: tuple[jax.Array, ...] | None = None
 
 
 @struct.dataclass
-class TokenClassificationOutput:
+class TokenClassificationOutput(Output):
   """`logits` `[batch, length, labels]`."""
 
   logits: jax.Array
-  hidden_states: tuple[jax.Array, ...] | None = None
 
 
 @struct.dataclass
-class MultipleChoiceOutput:
+class MultipleChoiceOutput(Output):
   """`logits` `[batch, choices]`."""
 
   logits: jax.Array
-  hidden_states: tuple[jax.Array, ...] | None = None
 
 
 @struct.dataclass
-class QuestionAnsweringOutput:
+class QuestionAnsweringOutput(Output):
   """`start_logits` and `end_logits` `[batch, length]`."""
 
   start_logits: jax.Array
   end_logits: jax.Array
-  hidden_states: tuple[jax.Array, ...] | None = None

@@ -42,7 +42,7 @@ class Family:
 
   def architecture(self, head: str) -> str:
     """The class a Hub config names for `head`."""
-    return self.class_prefix + _CLASS_SUFFIX[head]
+    return _CLASSES.get(head) or self.class_prefix + _CLASS_SUFFIX[head]
 
   def head_of(self, architecture: str) -> str:
     """The head of a class name; UserError lists the known ones."""
@@ -70,6 +70,8 @@ _CLASS_SUFFIX = {
   "question_answering": "ForQuestionAnswering",
   "question_answering_simple": "ForQuestionAnsweringSimple",
 }
+# Heads of the original code, whose classes are named alike on every encoder.
+_CLASSES: dict[str, str] = {}
 
 
 @functools.cache

@@ -27,6 +27,7 @@ class Context:
   convolved: Any = None
   deterministic: bool = struct.field(pytree_node=False, default=True)
   output_hidden_states: bool = struct.field(pytree_node=False, default=False)
+  output_attentions: bool = struct.field(pytree_node=False, default=False)
 
 
 class Block(nn.Module):
@@ -35,7 +36,9 @@ class Block(nn.Module):
   config: Any
 
   @nn.compact
-  def __call__(self, hidden: jax.Array, per_layer: Any, context: Context) -> tuple[jax.Array, jax.Array | None]:
+  def __call__(
+    self, hidden: jax.Array, per_layer: Any, context: Context
+  ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
     """One layer.
 
     Args:
@@ -45,7 +48,8 @@ class Block(nn.Module):
       context: what all layers share.
 
     Returns:
-      The new hidden state as the carry, and once more as the layer's output where the context asks for it.
+      The new hidden state as the carry; and as the layer's output the hidden state and the attention's probabilities,
+      each where the context asks for it.
     """
     config = self.config
     drop = nn.Dropout(config.dropout.hidden, deterministic=context.deterministic)
@@ -55,12 +59,19 @@ class Block(nn.Module):
       return x + drop(sublayer(norm(x))) if config.norm_placement == "pre" else norm(x + drop(sublayer(x)))
 
     hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
-    hidden = residual(hidden, lambda x: config.attention(config, name="attention")(x, context), "attention_norm")
+    probabilities = None
+
+    def attention(x):
+      nonlocal probabilities
+      x, probabilities = config.attention(config, name="attention")(x, context)
+      return x
+
+    hidden = residual(hidden, attention, "attention_norm")
     hidden = residual(hidden, Mlp(config, name="mlp"), "mlp_norm")
     if context.convolved is not None:
       hidden = jnp.where(per_layer, context.convolved.join(hidden), hidden)
     hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
-    return hidden, hidden if context.output_hidden_states else None
+    return hidden, (hidden if context.output_hidden_states else None, probabilities)
 
 
 class Stack(nn.Module):
@@ -76,7 +87,7 @@ class Stack(nn.Module):
   @nn.compact
   def __call__(
     self, hidden: jax.Array, context: Context, per_layer: Any = None
-  ) -> tuple[jax.Array, tuple[jax.Array, ...] | None]:
+  ) -> tuple[jax.Array, tuple[jax.Array, ...] | None, tuple[jax.Array, ...] | None]:
     """Runs the stack.
 
     Args:
@@ -85,8 +96,9 @@ class Stack(nn.Module):
       per_layer: a pytree with a leading axis of `num_layers`, or None.
 
     Returns:
-      The result, of the form of `hidden`, and, where the context asks for hidden states, a tuple of `num_layers + 1`:
-      the input, then each layer's output, the last one after the final norm.
+      The result, of the form of `hidden`; where the context asks for hidden states, a tuple of `num_layers + 1` of
+      them, the input, then each layer's output, the last one after the final norm; and where it asks for attentions, a
+      tuple of each layer's.
     """
     config, run = self.config, self.config.run
     block = self.block
@@ -99,10 +111,9 @@ class Stack(nn.Module):
       convolution = config.convolution(config, "convolution")
       context = context.replace(convolved=convolution(hidden, context.mask.real(), context.deterministic))
       per_layer = jnp.arange(config.num_layers) == 0
-    states = [hidden]
+    first, layers = hidden, []
     if config.layer_groups is not None:
       hidden, layers = self._grouped(block, hidden, per_layer, context)
-      states.extend(layers)
     elif run.scan_layers:
       scanned = nn.scan(
         block,
@@ -113,19 +124,24 @@ class Stack(nn.Module):
         metadata_params={nn.PARTITION_NAME: "layers"},
       )
       hidden, stacked = scanned(config, name="layers")(hidden, per_layer, context)
-      states.extend(_unstacked(stacked, config.num_layers))
+      layers = _unstacked(stacked, config.num_layers)
     else:
       for i in range(config.num_layers):
         slice_ = jax.tree.map(lambda x, i=i: x[i], per_layer)
-        hidden, state = block(config, name=f"layers_{i}")(hidden, slice_, context)
-        states.append(state)
+        hidden, outputs = block(config, name=f"layers_{i}")(hidden, slice_, context)
+        layers.append(outputs)
     if config.final_norm:
       hidden = config.norm("final_norm", run)(hidden)
-    return hidden, (*states[:-1], hidden) if context.output_hidden_states else None
+    states, attentions = zip(*layers)
+    return (
+      hidden,
+      (first, *states[:-1], hidden) if context.output_hidden_states else None,
+      attentions if context.output_attentions else None,
+    )
 
   def _grouped(self, block, hidden: jax.Array, per_layer: Any, context: Context) -> tuple[jax.Array, list]:
     """Runs the layers where groups of them share their parameters."""
-    config, states = self.config, []
+    config, outputs = self.config, []
     times = config.num_layers // config.layer_groups
     for group in range(config.layer_groups):
       module = block(config, name=f"group_{group}")
@@ -138,14 +154,14 @@ class Stack(nn.Module):
           length=times,
         )
         hidden, stacked = repeated(module, hidden, slices)
-        states.extend(_unstacked(stacked, times))
+        outputs.extend(_unstacked(stacked, times))
       else:
         for i in range(times):
-          hidden, state = module(hidden, jax.tree.map(lambda x, i=i: x[i], slices), context)
-          states.append(state)
-    return hidden, states
+          hidden, output = module(hidden, jax.tree.map(lambda x, i=i: x[i], slices), context)
+          outputs.append(output)
+    return hidden, outputs
 
 
 def _unstacked(stacked: Any, count: int) -> list:
-  """What each of `count` layers put out; nothing where they put out nothing."""
-  return [] if stacked is None else [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)]
+  """What each of `count` layers put out."""
+  return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)]

@@ -14,8 +14,8 @@ import numpy as np
 from flax import struct
 
 from fsb_jax.models import outputs
-from fsb_jax.models.attention import attend, by_offset
-from fsb_jax.models.heads import Head, fold_choices
+from fsb_jax.models.attention import attend, attention_probabilities, by_offset
+from fsb_jax.models.heads import Head, fold_choices, with_head
 from fsb_jax.models.layers import Mlp, dense, embed
 from fsb_jax.models.masks import Mask
 from fsb_jax.models.positions import Positions
@@ -73,6 +73,7 @@ class TwoStreamContext:
   shared: Any = None
   deterministic: bool = struct.field(pytree_node=False, default=True)
   output_hidden_states: bool = struct.field(pytree_node=False, default=False)
+  output_attentions: bool = struct.field(pytree_node=False, default=False)
 
 
 class RelativeAttention(nn.Module):
@@ -82,7 +83,11 @@ class RelativeAttention(nn.Module):
 
   @nn.compact
   def __call__(self, content: jax.Array, query: jax.Array | None, memory: jax.Array | None, context: TwoStreamContext):
-    """Maps the streams `[batch, length, embed]` and `[batch, asked, embed]` to what they attended to."""
+    """Maps the streams `[batch, length, embed]` and `[batch, asked, embed]` to what they attended to.
+
+    Returns:
+      Each stream's result and its probabilities; None for those that are not asked for.
+    """
     config, run = self.config, self.config.run
     heads = (config.num_heads, config.head_dim)
 
@@ -109,18 +114,24 @@ class RelativeAttention(nn.Module):
       if context.other_segment is not None:
         same, other = jnp.einsum("bqhd,shd->sbhq", query + segment_bias, segment)[..., None]
         bias += jnp.where(context.other_segment[:, None], other, same)
-      return attend(
-        query + content_bias, key, value, mask,
-        scale=scale, bias=bias * scale, implementation=run.attention,
+      query, bias = query + content_bias, bias * scale
+      probabilities = None
+      if context.output_attentions:
+        probabilities = attention_probabilities(query, key, mask, scale=scale, bias=bias)
+      result = attend(
+        query, key, value, mask,
+        scale=scale, bias=bias, implementation=run.attention,
         dropout_rate=config.dropout.attention, dropout_rng=self.make_rng("dropout") if dropping else None,
       )  # fmt: skip
+      return result, probabilities
 
-    content_result = out(attended(nn.with_logical_constraint(to_query(content), _HEADS), context.content_mask))
+    result, probabilities = attended(nn.with_logical_constraint(to_query(content), _HEADS), context.content_mask)
+    content_result = out(result), probabilities
     if query is None:
-      return content_result, None
+      return content_result, (None, None)
     placed = jnp.einsum("bphd,bpl->blhd", to_query(query), context.targets)
-    result = jnp.einsum("blhd,bpl->bphd", attended(placed, context.query_mask), context.targets)
-    return content_result, out(result)
+    result, probabilities = attended(placed, context.query_mask)
+    return content_result, (out(jnp.einsum("blhd,bpl->bphd", result, context.targets)), probabilities)
 
 
 class TwoStreamBlock(nn.Module):
@@ -142,9 +153,9 @@ class TwoStreamBlock(nn.Module):
       stream = attention_norm(stream + drop(attended))
       return nn.with_logical_constraint(mlp_norm(stream + drop(mlp(stream))), HIDDEN_AXES)
 
-    attended = RelativeAttention(config, name="attention")(*streams, memory, context)
+    attended, probabilities = zip(*RelativeAttention(config, name="attention")(*streams, memory, context))
     streams = tuple(map(finish, streams, attended))
-    return streams, streams if context.output_hidden_states else None
+    return streams, (streams if context.output_hidden_states else None, probabilities)
 
 
 class TwoStreamModel(nn.Module):
@@ -169,7 +180,9 @@ class TwoStreamModel(nn.Module):
     mems: jax.Array | None = None,
     deterministic: bool = True,
     output_hidden_states: bool = False,
+    output_attentions: bool = False,
     output_mems: bool = False,
+    **head_inputs: jax.Array | None,
   ):
     """Encodes a batch.
 
@@ -183,7 +196,9 @@ class TwoStreamModel(nn.Module):
       mems: `[layers, batch, kept, embed]` of the segment before, see `output_mems`.
       deterministic: no dropout; otherwise pass `rngs={"dropout": key}`.
       output_hidden_states: also return every layer's hidden state; with a query stream, content and query by turns.
+      output_attentions: also return every layer's probabilities, before dropout; by turns as the hidden states.
       output_mems: also return what the next segment's `mems` are.
+      **head_inputs: what the head takes, by its parameters' names.
 
     Returns:
       The head's struct, or `BaseOutput`; with `output_mems` a pair of it and the memory.
@@ -214,16 +229,20 @@ class TwoStreamModel(nn.Module):
       content_mask=content_mask, query_mask=query_mask, codes=drop(codes),
       other_segment=_other_segment(token_type_ids, remembered), targets=target_mapping,
       deterministic=deterministic, output_hidden_states=output_hidden_states or output_mems,
+      output_attentions=output_attentions,
     )  # fmt: skip
-    (content, query), states = Stack(config, TwoStreamBlock, name="encoder")((content, query), context, mems)
-    hidden = None
-    if output_hidden_states:
-      hidden = tuple(stream for pair in states for stream in pair if stream is not None)
-    encoded = outputs.BaseOutput(last_hidden_state=drop(content if query is None else query), hidden_states=hidden)
-    result = encoded
-    if self.head is not None:
-      result = self.head(encoded, token_embed.attend, deterministic)
-      result = result if choices is None else result.replace(logits=result.logits.reshape(choices))
+    stack = Stack(config, TwoStreamBlock, name="encoder")
+    (content, query), states, attentions = stack((content, query), context, mems)
+
+    def by_turns(pairs):
+      return tuple(x for pair in pairs for x in pair if x is not None)
+
+    encoded = outputs.BaseOutput(
+      last_hidden_state=drop(content if query is None else query),
+      hidden_states=by_turns(states) if output_hidden_states else None,
+      attentions=by_turns(attentions) if output_attentions else None,
+    )
+    result = with_head(self.head, encoded, token_embed.attend, deterministic, choices, head_inputs)
     if not output_mems:
       return result
     before = [None if mems is None else mems[i] for i in range(config.num_layers)]

@@ -55,6 +55,43 @@ def symmetric_divergence(one: jax.Array, other: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
+class Term:
+  """A part of a loss: a weighted mean of values.
+
+  Attributes:
+    name: of the term.
+    values: (outputs, batch) -> `[batch, ...]`.
+    counts: batch -> the weight of every value, of the same shape; one of weight 0 counts for nothing, even if it is no
+      number.
+    scale: what the term is multiplied by.
+  """
+
+  name: str
+  values: Callable[[Any, Batch], jax.Array]
+  counts: Callable[[Batch], jax.Array]
+  scale: float = 1.0
+
+  def weight(self, batch: Batch) -> jax.Array:
+    """What the sum is to be divided by."""
+    return jnp.sum(of_rows(self.counts(batch), batch))
+
+  def sum(self, outputs: Any, batch: Batch, label_smoothing: float = 0.0) -> jax.Array:
+    """The values, weighted and added up; there are no labels to smooth."""
+    return self.scale * counted(self.values(outputs, batch), of_rows(self.counts(batch), batch))
+
+
+def of_rows(counts: jax.Array, batch: Batch) -> jax.Array:
+  """Weights `[batch, ...]` with those of the rows in them."""
+  counts = counts.astype(jnp.float32)
+  return counts * batch["weights"].reshape(-1, *(1,) * (counts.ndim - 1)) if "weights" in batch else counts
+
+
+def counted(values: jax.Array, weights: jax.Array) -> jax.Array:
+  """Values weighted and added up, where those that do not count may be infinite."""
+  return jnp.sum(jnp.where(weights > 0, values * weights, 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
 class ClassTerm:
   """A cross-entropy, the part of a loss that one set of labels makes.
 
@@ -77,31 +114,27 @@ class ClassTerm:
   def sum(self, outputs: Any, batch: Batch, label_smoothing: float = 0.0) -> jax.Array:
     """The cross-entropies of the labels that count, added up."""
     losses = cross_entropy(self.logits(outputs), jnp.maximum(self.labels(batch), 0), label_smoothing)
-    return self._counted(losses, batch)
+    return self.scale * counted(losses, self._kept(batch))
 
   def divergence(self, one: Any, other: Any, batch: Batch) -> jax.Array:
     """How far two passes' predictions are from each other where labels count, added up."""
-    return self._counted(symmetric_divergence(self.logits(one), self.logits(other)), batch)
-
-  def _counted(self, values: jax.Array, batch: Batch) -> jax.Array:
-    kept = self._kept(batch)
-    # A logit of -inf at an ignored label would make 0 * inf.
-    return self.scale * jnp.sum(jnp.where(kept > 0, values * kept, 0.0))
+    return self.scale * counted(symmetric_divergence(self.logits(one), self.logits(other)), self._kept(batch))
 
   def _kept(self, batch: Batch) -> jax.Array:
     """Weight of every label: 0 where it is negative or its row fills the batch up."""
-    labels = self.labels(batch)
-    kept = (labels >= 0).astype(jnp.float32)
-    if "weights" in batch:
-      kept = kept * batch["weights"].reshape(-1, *(1,) * (labels.ndim - 1))
-    return kept
+    return of_rows(self.labels(batch) >= 0, batch)
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
   """A loss of one head: its terms."""
 
-  terms: tuple[ClassTerm, ...]
+  terms: tuple[ClassTerm | Term, ...]
+
+  @property
+  def classifies(self) -> bool:
+    """Whether all of it is about classes, so that labels can be smoothed and two passes compared."""
+    return all(isinstance(term, ClassTerm) for term in self.terms)
 
   def sums(self, outputs: Any, batch: Batch, label_smoothing: float = 0.0) -> Terms:
     """The sum of each term."""

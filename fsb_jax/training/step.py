@@ -19,11 +19,6 @@ from fsb_jax.training.losses import Objective
 
 Batch = Mapping[str, jax.Array]
 
-# What of a batch a model takes; the rest is for the loss and for people.
-MODEL_INPUTS = (
-  "input_ids", "attention_mask", "token_type_ids", "position_ids", "masked_lm_positions", "perm_mask", "target_mapping"
-)
-
 # The typical loss is the mean of about so many good steps, and known after a few.
 TYPICAL_STEPS, FEW_STEPS = 100, 20
 
@@ -89,8 +84,10 @@ class Update:
       seed: of dropout.
 
     Raises:
-      UserError: `levers` name parameters that the model lacks.
+      UserError: `levers` name parameters that the model lacks, or ask for what the loss has not.
     """
+    if (self.levers.r_drop or self.levers.label_smoothing) and not self.objective.classifies:
+      raise UserError("R_DROP and LABEL_SMOOTHING are for losses of classes, which this head's is not; set both to 0")
     trained, _ = split(params, rate_factors(params, self.levers.parameter_rates))
     if self.levers.fgm:
       self._tables(trained)
@@ -188,7 +185,7 @@ class Update:
     return loss, gradients
 
   def _loss(self, params, batch: Batch, weights, key: jax.Array) -> jax.Array:
-    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    inputs = {name: batch[name] for name in models.input_names(self.model) if name in batch}
     levers = self.levers
     passes = [
       self.model.apply({"params": params}, **inputs, deterministic=False, rngs={"dropout": key})
@@ -282,7 +279,7 @@ def eval_step(model: nn.Module, objective: Objective) -> Callable[[Any, Batch], 
   """
 
   def step(params, batch):
-    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    inputs = {name: batch[name] for name in models.input_names(model) if name in batch}
     outputs = model.apply({"params": params}, **inputs)
     # A vocabulary's scores would be too much to hand to the host.
     several = batch["labels"].ndim > 1

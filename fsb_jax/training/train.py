@@ -37,7 +37,7 @@ from fsb_jax.training.start import (
   start_from,
   training_item,
 )
-from fsb_jax.training.step import MODEL_INPUTS, TrainState, Update, abstract_state, global_norm
+from fsb_jax.training.step import TrainState, Update, abstract_state, global_norm
 
 
 def train(
@@ -237,9 +237,9 @@ def _flops(start: Start, loader: Loader) -> dict[int, int] | None:
     return start.model.apply({"params": params}, **inputs)
 
   params = models.abstract_params(start.model)
-  operations = {}
+  names, operations = models.input_names(start.model), {}
   for length in loader.buckets:
-    shapes = {name: shape for name, shape in loader.shapes(length).items() if name in MODEL_INPUTS}
+    shapes = {name: shape for name, shape in loader.shapes(length).items() if name in names}
     inputs = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
     operations[length] = 3 * matmul_flops(forward, params, inputs)
   return operations

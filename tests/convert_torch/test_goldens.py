@@ -10,7 +10,6 @@ from convert_torch import load_hub_folder
 from tiny_hub import FAMILIES, assert_close, our_outputs
 
 from fsb_jax import models
-from fsb_jax.training.step import MODEL_INPUTS
 
 HERE = Path(__file__).resolve().parents[1] / "goldens"
 ALL = Path(os.environ.get("FSB_GOLDENS_DIR", HERE.parents[2] / "shared" / "goldens"))
@@ -26,7 +25,8 @@ def check(folder, scan_layers):
   fill = FILLS.get(hub.family, hub.config.mask_fill)
   hub = dataclasses.replace(hub, config=dataclasses.replace(hub.config, mask_fill=fill))
   arrays, expected = np.load(folder / "inputs.npz"), np.load(folder / "outputs.npz")
-  ours = our_outputs(hub, {name: arrays[name] for name in MODEL_INPUTS if name in arrays})
+  names = models.input_names(models.build(hub.family, hub.config, hub.head, hub.num_labels))
+  ours = our_outputs(hub, {name: arrays[name] for name in names if name in arrays})
   compared = 0
   for name in expected.files:
     field, _, layer = name.partition(".")

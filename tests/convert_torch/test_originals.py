@@ -13,7 +13,6 @@ from tiny_hub import ORIGINALS, assert_close, tensors_of
 
 from fsb_jax import models
 from fsb_jax.training.losses import OBJECTIVES
-from fsb_jax.training.step import MODEL_INPUTS
 
 FOLDERS = [(family, folder) for family, name in ORIGINALS.items() for folder in sorted(ALL.glob(f"{name}_*"))]
 pytestmark = pytest.mark.skipif(not ALL.is_dir(), reason=f"no goldens at {ALL}; set FSB_GOLDENS_DIR")
@@ -25,7 +24,7 @@ def test_outputs_loss_gradients_and_export(family, folder, tmp_path):
   assert (hub.family, hub.newly_initialised, hub.unused) == (family, [], [])
   model = models.build(hub.family, hub.config, hub.head, hub.num_labels)
   given, expected = (dict(np.load(folder / f"{name}.npz")) for name in ("inputs", "outputs"))
-  inputs = {name: x for name, x in given.items() if name in MODEL_INPUTS}
+  inputs = {name: x for name, x in given.items() if name in models.input_names(model)}
   compared = set()
 
   def loss_and_outputs(params):

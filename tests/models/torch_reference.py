@@ -19,7 +19,6 @@ from tiny_hub import torch_model
 
 from fsb_jax import models
 from fsb_jax.training.losses import OBJECTIVES
-from fsb_jax.training.step import MODEL_INPUTS
 
 # Tiny models gain nothing from threads, and their threads take the cores from the compiler.
 torch.set_num_threads(1)
@@ -150,7 +149,7 @@ def make_batch(pair: Pair, *, mask: str = "padding", explicit: bool = True, seed
 
 
 def run_torch(pair: Pair, batch) -> dict:
-  """Outputs by name (`hidden_states` stacked), `loss`, and `gradients` as our tree."""
+  """Outputs by name (those by layer stacked), `loss`, and `gradients` as our tree."""
   arrays = {name: torch.from_numpy(x) for name, x in batch.items()}
   if pair.head != "multiple_choice" and batch.get("attention_mask", np.empty(0)).ndim == 3:
     dtype = next(pair.theirs.parameters()).dtype
@@ -159,9 +158,10 @@ def run_torch(pair: Pair, batch) -> dict:
   # Left to guess it, DeBERTa takes the loss in float32.
   pair.theirs.config.problem_type = "single_label_classification"
   pair.theirs.zero_grad()
-  result = pair.theirs(**arrays, output_hidden_states=True)
-  outputs = {name: x for name, x in result.items() if name != "loss"}
-  outputs["hidden_states"] = torch.stack(outputs["hidden_states"])
+  result = pair.theirs(**arrays, output_hidden_states=True, output_attentions=True)
+  # An encoder's "cross_attentions" are there, and empty.
+  outputs = {name: x for name, x in result.items() if name != "loss" and len(x)}
+  outputs |= {name: torch.stack(outputs[name]) for name in ("hidden_states", "attentions")}
   if pair.head == "base":
     loss = _projected(outputs, lambda array, x: torch.from_numpy(array).to(x))
   elif pair.head == "replaced_tokens":
@@ -181,10 +181,10 @@ def run_torch(pair: Pair, batch) -> dict:
 
 def run_ours(pair: Pair, batch, params=None) -> dict:
   """The same of our model, from one compiled function."""
-  inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+  inputs = {name: batch[name] for name in models.input_names(pair.model) if name in batch}
 
   def loss_and_outputs(params):
-    outputs = pair.model.apply({"params": params}, **inputs, output_hidden_states=True)
+    outputs = pair.model.apply({"params": params}, **inputs, output_hidden_states=True, output_attentions=True)
     if pair.head == "base":
       return _projected(vars(outputs), lambda array, x: jnp.asarray(array, x.dtype)), outputs
     return OBJECTIVES[pair.head](outputs, batch), outputs

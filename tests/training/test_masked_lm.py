@@ -13,7 +13,6 @@ from fsb_jax.encodings import IGNORED, asked_positions
 from fsb_jax.partitioning.mesh import make_mesh
 from fsb_jax.training.data import Loader
 from fsb_jax.training.losses import OBJECTIVES
-from fsb_jax.training.step import MODEL_INPUTS
 
 SIZES = dict(vocab_size=101, embed_dim=32, num_layers=2, num_heads=4, mlp_dim=64)
 CUBE = {"data": 2, "tensor": 2, "sequence": 2}
@@ -43,7 +42,8 @@ def test_the_asked_positions_give_the_loss_and_gradients_of_all_positions(batch,
   asked = {**batch, "masked_lm_positions": positions, "labels": labels}
 
   def loss_and_logits(params, batch):
-    outputs = model.apply({"params": params}, **{name: batch[name] for name in MODEL_INPUTS if name in batch})
+    names = models.input_names(model)
+    outputs = model.apply({"params": params}, **{name: batch[name] for name in names if name in batch})
     logits = outputs.prediction_logits if head == "pretraining" else outputs.logits
     return OBJECTIVES[head](outputs, batch), logits
 
