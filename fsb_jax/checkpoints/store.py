@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -253,9 +254,7 @@ class CheckpointStore:
         raise fault from None
       reason = " ".join(str(error).split())[:300] or type(error).__name__
       unfinished = [*self._place.glob(f"{step}.orbax-checkpoint-tmp*"), self._place / str(step)]
-      for path in unfinished:
-        if not manifest.is_sealed(path):
-          shutil.rmtree(path, ignore_errors=True)
+      _remove([path for path in unfinished if not manifest.is_sealed(path)])
       kept = f"the checkpoints of steps {self.steps()} are whole" if self.steps() else "there is no checkpoint yet"
       raise UserError(
         f"the checkpoint of step {step} could not be written to {self._place} ({reason}); make room or choose another "
@@ -347,6 +346,16 @@ def copy_tokenizer(source: Path | str | None, folder: Path) -> None:
     path = home(source) / name
     if path.is_file() and path.resolve() != (folder / name).resolve():
       shutil.copyfile(path, folder / name)
+
+
+def _remove(folders: list[Path]) -> None:
+  """Deletes folders that Orbax's other writers, which learn of a failure each for itself, may be filling still."""
+  quiet, deadline = 0, time.monotonic() + 10
+  while quiet < 3 and time.monotonic() < deadline:
+    quiet = 0 if any(folder.exists() for folder in folders) else quiet + 1
+    for folder in folders:
+      shutil.rmtree(folder, ignore_errors=True)
+    time.sleep(0.1)
 
 
 def _fault_of_the_runtime(error: BaseException | None) -> jax.errors.JaxRuntimeError | None:

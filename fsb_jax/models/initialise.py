@@ -14,7 +14,8 @@ from flax import traverse_util
 def input_names(model: nn.Module) -> tuple[str, ...]:
   """The arrays that a model and its head take, by the names of their parameters."""
   # Beyond the module itself; of a head, beyond what the model gives it.
-  callables = [(type(model), 1)] + ([] if model.head is None else [(type(model.head), 4)])
+  head = getattr(model, "head", None)
+  callables = [(type(model), 1)] + ([] if head is None else [(type(head), 4)])
   return tuple(
     name
     for kind, first in callables
