@@ -7,28 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fsb_jax.models.layers import at_least_float32, dense
+from fsb_jax.models.layers import at_least_float32, dense, softmax
 from fsb_jax.models.masks import Mask
-
-
-@jax.custom_vjp
-def softmax(scores: jax.Array) -> jax.Array:
-  """Softmax over the last axis; of the forward pass it keeps its result alone."""
-  unnormalised = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-  return unnormalised / jnp.sum(unnormalised, axis=-1, keepdims=True)
-
-
-def _softmax_forward(scores):
-  probabilities = softmax.fun(scores)
-  return probabilities, probabilities
-
-
-def _softmax_backward(probabilities, gradient):
-  product = probabilities * gradient
-  return (product - probabilities * jnp.sum(product, axis=-1, keepdims=True),)
-
-
-softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def attend(
@@ -83,10 +63,16 @@ def attend(
       masking = {"bias": sum(both[1:], start=both[0]) if both else None}
     return jax.nn.dot_product_attention(query, key, value, **masking, scale=scale, implementation=implementation)
   probabilities = attention_probabilities(query, key, mask, scale=scale, bias=bias)
-  if dropping:
-    keep = jax.random.bernoulli(dropout_rng, 1.0 - dropout_rate, probabilities.shape)
-    probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
+  probabilities = dropped(probabilities, dropout_rate, dropout_rng)
   return jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(value.dtype), value)
+
+
+def dropped(probabilities: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
+  """Dropout where there is a key for it."""
+  if rng is None or rate == 0:
+    return probabilities
+  keep = jax.random.bernoulli(rng, 1.0 - rate, probabilities.shape)
+  return jnp.where(keep, probabilities / (1.0 - rate), 0.0)
 
 
 def attention_probabilities(
@@ -146,21 +132,21 @@ class Attention(nn.Module):
     query, key = positions.rotate(query, shared), positions.rotate(key, shared)
     value = positions.rotate_values(value, shared)
     dropping = not context.deterministic and config.dropout.attention > 0
-    result = attend(
-      query,
-      key,
-      value,
-      context.mask,
-      scale=scale,
-      bias=bias,
-      implementation=config.run.attention,
-      dropout_rate=config.dropout.attention,
-      dropout_rng=self.make_rng("dropout") if dropping else None,
+    dropout = dict(
+      dropout_rate=config.dropout.attention, dropout_rng=self.make_rng("dropout") if dropping else None
     )
-    probabilities = None
-    if context.output_attentions:
-      probabilities = attention_probabilities(query, key, context.mask, scale=scale, bias=bias)
+    result, probabilities = self.attend(hidden, query, key, value, context, scale=scale, bias=bias, **dropout)
     return dense(config, (config.embed_dim,), ("heads", "kv", "embed"), "out", inputs=2)(result), probabilities
+
+  def attend(self, hidden, query, key, value, context, *, scale, bias, **dropout) -> tuple[jax.Array, jax.Array | None]:
+    """The function `attend` and, where `context` asks for them, the probabilities; `hidden` is what was projected."""
+    implementation = self.config.run.attention
+    result = attend(
+      query, key, value, context.mask, scale=scale, bias=bias, implementation=implementation, **dropout
+    )
+    if not context.output_attentions:
+      return result, None
+    return result, attention_probabilities(query, key, context.mask, scale=scale, bias=bias)
 
   def scores(self, query, key, projections, context) -> tuple[float, jax.Array | None]:
     """What multiplies the scores, and what is added to them."""

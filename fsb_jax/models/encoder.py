@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fsb_jax.models.heads import Head, fold_choices, with_head
 from fsb_jax.models.layers import activation, dense, embed
-from fsb_jax.models.masks import mask_from_attention_mask, prefix_mask
+from fsb_jax.models.masks import Mask, mask_from_attention_mask, prefix_mask
 from fsb_jax.models.outputs import BaseOutput
 from fsb_jax.models.transformer import HIDDEN_AXES, Context, Stack
 
@@ -31,6 +31,7 @@ class EncoderModel(nn.Module):
     attention_mask: jax.Array | None = None,
     token_type_ids: jax.Array | None = None,
     position_ids: jax.Array | None = None,
+    global_attention_mask: jax.Array | None = None,
     deterministic: bool = True,
     output_hidden_states: bool = False,
     output_attentions: bool = False,
@@ -43,6 +44,8 @@ class EncoderModel(nn.Module):
       attention_mask: `[batch, length]`, 1 for real tokens, or `[batch, query, key]`, 1 where a query sees a key.
       token_type_ids: int `[batch, length]`, zeros if not given.
       position_ids: int `[batch, length]`, counted by the config's position scheme if not given.
+      global_attention_mask: `[batch, length]`, 1 for tokens that see and are seen from beyond the config's window;
+        those of the head's choice if not given.
       deterministic: no dropout; otherwise pass `rngs={"dropout": key}`.
       output_hidden_states: also return every layer's hidden state.
       output_attentions: also return every layer's probabilities, before dropout.
@@ -51,8 +54,8 @@ class EncoderModel(nn.Module):
     Returns:
       The head's struct, or `BaseOutput`.
     """
-    choices, (input_ids, attention_mask, token_type_ids, position_ids) = fold_choices(
-      self.head, input_ids, attention_mask, token_type_ids, position_ids
+    choices, (input_ids, attention_mask, token_type_ids, position_ids, global_attention_mask) = fold_choices(
+      self.head, input_ids, attention_mask, token_type_ids, position_ids, global_attention_mask
     )
     config = self.config
     token_embed = embed(
@@ -65,10 +68,7 @@ class EncoderModel(nn.Module):
     )
     if token_type_ids is None:
       token_type_ids = jnp.zeros_like(input_ids)
-    if config.mask_kind == "prefix":
-      mask = prefix_mask(attention_mask, token_type_ids, config.mask_fill)
-    else:
-      mask = mask_from_attention_mask(attention_mask, config.mask_fill)
+    mask = self._mask(input_ids, attention_mask, token_type_ids, global_attention_mask)
     hidden = self._embed(token_embed, input_ids, token_type_ids, position_ids, mask, deterministic)
     context = Context(
       mask=mask,
@@ -87,6 +87,21 @@ class EncoderModel(nn.Module):
       last_hidden_state=hidden, pooler_output=pooled, hidden_states=hidden_states, attentions=attentions
     )
     return with_head(self.head, encoded, token_embed.attend, deterministic, choices, head_inputs)
+
+  def _mask(self, input_ids, attention_mask, token_type_ids, global_attention_mask) -> Mask:
+    config = self.config
+    if config.mask_kind == "prefix":
+      return prefix_mask(attention_mask, token_type_ids, config.mask_fill)
+    mask = mask_from_attention_mask(attention_mask, config.mask_fill)
+    if config.window is None:
+      if global_attention_mask is not None:
+        raise ValueError("the model has no window, so that every token is global; leave out global_attention_mask")
+      return mask
+    if mask.dense is not None:
+      raise ValueError("a model with a window takes an attention_mask [batch, length]")
+    rule = "none" if self.head is None else self.head.global_tokens
+    everywhere = config.window.global_tokens(global_attention_mask, rule, input_ids)
+    return mask.replace(window=max(config.window.reach), everywhere=everywhere)
 
   def _embed(self, token_embed, input_ids, token_type_ids, position_ids, mask, deterministic) -> jax.Array:
     config = self.config

@@ -22,10 +22,13 @@ class Head(nn.Module):
 
   Attributes:
     num_labels: classes of a classification head; others ignore it.
+    global_tokens: which tokens see everything where the model has a window and the caller does not say; see
+      `sliding_window.Window.global_tokens`.
   """
 
   config: Any
   num_labels: int = 2
+  global_tokens: str = "none"
 
   uses_pooler = False
 

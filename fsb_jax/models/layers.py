@@ -36,6 +36,26 @@ def at_least_float32(dtype) -> jnp.dtype:
   return jnp.promote_types(dtype, jnp.float32)
 
 
+@jax.custom_vjp
+def softmax(scores: jax.Array) -> jax.Array:
+  """Softmax over the last axis; of the forward pass it keeps its result alone."""
+  unnormalised = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+  return unnormalised / jnp.sum(unnormalised, axis=-1, keepdims=True)
+
+
+def _softmax_forward(scores):
+  probabilities = softmax.fun(scores)
+  return probabilities, probabilities
+
+
+def _softmax_backward(probabilities, gradient):
+  product = probabilities * gradient
+  return (product - probabilities * jnp.sum(product, axis=-1, keepdims=True),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def project(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
   """Contracts the last `inputs` axes of `x` with the first ones of `kernel`: `[..., *inputs] -> [..., *features]`."""

@@ -22,6 +22,9 @@ class Mask:
     dense: `[batch, query, key]`, true where allowed.
     causal: a query sees keys up to its own index.
     window: a query sees keys at most this far away on either side.
+    reach: int scalar, the same once more and narrower, for a layer of a stack whose windows differ.
+    everywhere: int `[batch, count]`, positions of tokens that see all and are seen by all whatever the window; one
+      beyond the row is none.
     fill: what happens to a masked score. "finfo_min" adds the smallest finite number, which swallows the score, so that
       a row with nothing to see attends evenly. "minus_10000" adds -10000, so that such a row still follows its scores.
       "plus_1" adds 1, so that masked scores gain.
@@ -33,6 +36,8 @@ class Mask:
   queries: jax.Array | None = None
   segments: jax.Array | None = None
   dense: jax.Array | None = None
+  reach: jax.Array | None = None
+  everywhere: jax.Array | None = None
   causal: bool = struct.field(pytree_node=False, default=False)
   window: int | None = struct.field(pytree_node=False, default=None)
   fill: Fill = struct.field(pytree_node=False, default="finfo_min")
@@ -53,13 +58,21 @@ class Mask:
     if self.causal:
       parts.append((distance <= 0)[None, None])
     if self.window is not None:
-      parts.append((jnp.abs(distance) <= self.window)[None, None])
+      within = (jnp.abs(distance) <= (self.window if self.reach is None else self.reach))[None, None]
+      if self.everywhere is not None:
+        chosen = self.is_everywhere(keys)
+        within = within | chosen[:, None, :, None] | chosen[:, None, None, :]
+      parts.append(within)
     if not parts:
       return None
     result = parts[0]
     for part in parts[1:]:
       result = result & part
     return result
+
+  def is_everywhere(self, length: int) -> jax.Array:
+    """Boolean `[batch, length]`: the tokens of `everywhere`."""
+    return (self.everywhere[:, :, None] == jnp.arange(length)).any(axis=1)
 
   def real(self) -> jax.Array | None:
     """`[batch, key]`, which tokens are seen at all; None where all are, causality apart."""

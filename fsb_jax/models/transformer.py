@@ -1,5 +1,6 @@
 """The block and the stack: scanned or unrolled, rematerialised by policy name."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -37,14 +38,13 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, hidden: jax.Array, per_layer: Any, context: Context
+    self, hidden: jax.Array, per_layer: Mapping[str, jax.Array], context: Context
   ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
     """One layer.
 
     Args:
       hidden: `[batch, length, embed]`.
-      per_layer: this layer's slice of what differs by layer; None where nothing does. With a convolution, whether the
-        layer is the first.
+      per_layer: this layer's slice of what differs by layer: `is_first` with a convolution, `reach` with windows.
       context: what all layers share.
 
     Returns:
@@ -53,6 +53,8 @@ class Block(nn.Module):
     """
     config = self.config
     drop = nn.Dropout(config.dropout.hidden, deterministic=context.deterministic)
+    if "reach" in per_layer:
+      context = context.replace(mask=context.mask.replace(reach=per_layer["reach"]))
 
     def residual(x, sublayer, norm_name):
       norm = config.norm(norm_name, config.run)
@@ -69,7 +71,7 @@ class Block(nn.Module):
     hidden = residual(hidden, attention, "attention_norm")
     hidden = residual(hidden, Mlp(config, name="mlp"), "mlp_norm")
     if context.convolved is not None:
-      hidden = jnp.where(per_layer, context.convolved.join(hidden), hidden)
+      hidden = jnp.where(per_layer["is_first"], context.convolved.join(hidden), hidden)
     hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
     return hidden, (hidden if context.output_hidden_states else None, probabilities)
 
@@ -107,10 +109,14 @@ class Stack(nn.Module):
       policy = getattr(jax.checkpoint_policies, run.remat, None)
       block = nn.remat(block, prevent_cse=not run.scan_layers, policy=policy)
     context = context.replace(shared=config.positions.shared(config, jax.tree.leaves(hidden)[0].shape[1]))
+    if per_layer is None:
+      per_layer = {}
     if config.convolution is not None:
       convolution = config.convolution(config, "convolution")
       context = context.replace(convolved=convolution(hidden, context.mask.real(), context.deterministic))
-      per_layer = jnp.arange(config.num_layers) == 0
+      per_layer["is_first"] = jnp.arange(config.num_layers) == 0
+    if config.window is not None:
+      per_layer["reach"] = jnp.array(config.window.reach)
     first, layers = hidden, []
     if config.layer_groups is not None:
       hidden, layers = self._grouped(block, hidden, per_layer, context)

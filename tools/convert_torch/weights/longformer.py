@@ -1,0 +1,39 @@
+"""Longformer: https://github.com/huggingface/transformers, models/longformer/modeling_longformer.py.
+
+RoBERTa's names, and three more projections for global tokens.
+"""
+
+from convert_torch.ops import heads_bias, heads_out
+from convert_torch.weights import Row, Table
+from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, decoder, dense, encoder, norm
+
+OURS, THEIRS = "encoder/layers_{i}/attention", "longformer.encoder.layer.{i}.attention.self"
+
+HEADS = (
+  *dense("head/masked_lm/transform", "lm_head.dense"),
+  *norm("head/masked_lm/norm", "lm_head.layer_norm"),
+  *decoder("lm_head", token_embed="longformer.embeddings.word_embeddings.weight"),
+  # Sequence classification has two layers of its own; token classification and multiple choice have one.
+  *dense("head/classifier_dense", "classifier.dense"),
+  *dense("head/classifier_out", "classifier.out_proj"),
+  *dense("head/classifier", "classifier"),
+  *dense("head/span", "qa_outputs"),
+)
+
+TABLE = Table(
+  prefix="longformer.",
+  rows=(
+    *encoder("longformer"),
+    *(
+      row
+      for name in ("query", "key", "value")
+      for row in (
+        Row(f"{OURS}/global_{name}/kernel", f"{THEIRS}.{name}_global.weight", heads_out),
+        Row(f"{OURS}/global_{name}/bias", f"{THEIRS}.{name}_global.bias", heads_bias),
+      )
+    ),
+    *HEADS,
+  ),
+  ignore=BUFFERS,
+  rename=OLD_NORMS,
+)
