@@ -103,21 +103,17 @@ def attend_in_window(
   size = max(mask.window, 1)
   count = -(-length // size)
 
-  def blocks(x, filling=0):
+  def blocks(x):
     padding = ((0, 0), (0, count * size - length), *((0, 0),) * (x.ndim - 2))
-    return jnp.pad(x, padding, constant_values=filling).reshape(batch, count, size, *x.shape[2:])
-
-  def neighbourhoods(x, filling=0):
-    x = jnp.pad(x, ((0, 0), (1, 1), *((0, 0),) * (x.ndim - 2)), constant_values=filling)
-    return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], axis=2)
+    return jnp.pad(x, padding).reshape(batch, count, size, *x.shape[2:])
 
   real = jnp.ones((batch, length), bool) if mask.keys is None else mask.keys.astype(bool)
   near = real if mask.everywhere is None else real & ~mask.is_everywhere(length)
   distance = jnp.arange(3 * size)[None] - size - jnp.arange(size)[:, None]
   within = jnp.abs(distance) <= (mask.window if mask.reach is None else mask.reach)
-  allowed = neighbourhoods(blocks(near))[:, :, None] & within
+  allowed = _neighbourhoods(blocks(near))[:, :, None] & within
   query = blocks(query)
-  scores = jnp.einsum("bnqhd,bnkhd->bnhqk", query, neighbourhoods(blocks(key)))
+  scores = _near_scores(query, blocks(key))
   if mask.everywhere is not None:
     global_key, global_value, usable = (at(mask.everywhere, x) for x in (key, value, real.astype(key.dtype)))
     scores = jnp.concatenate([scores, jnp.einsum("bnqhd,bghd->bnhqg", query, global_key)], axis=-1)
@@ -128,10 +124,26 @@ def attend_in_window(
   probabilities = softmax(jnp.where(allowed[:, :, None], scores, jnp.finfo(scores.dtype).min))
   probabilities = jnp.where(blocks(real)[:, :, None, :, None], probabilities, 0.0)
   probabilities = dropped(probabilities, dropout_rate, dropout_rng).astype(value.dtype)
-  result = jnp.einsum("bnhqk,bnkhd->bnqhd", probabilities[..., : 3 * size], neighbourhoods(blocks(value)))
+  result = _near_values(probabilities[..., : 3 * size], blocks(value))
   if mask.everywhere is not None:
     result += jnp.einsum("bnhqg,bghd->bnqhd", probabilities[..., 3 * size :], global_value)
   return result.reshape(batch, -1, *result.shape[3:])[:, :length]
+
+
+def _neighbourhoods(x: jax.Array) -> jax.Array:
+  """Every block with its two neighbours, `[batch, blocks, size, ...]` to `[batch, blocks, 3 * size, ...]`."""
+  x = jnp.pad(x, ((0, 0), (1, 1), *((0, 0),) * (x.ndim - 2)))
+  return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], axis=2)
+
+
+# In the backward pass neighbourhoods are laid together again: kept, they would be three times keys and values.
+_near_scores = jax.checkpoint(
+  lambda query, key: jnp.einsum("bnqhd,bnkhd->bnhqk", query, _neighbourhoods(key)), prevent_cse=False
+)
+_near_values = jax.checkpoint(
+  lambda probabilities, value: jnp.einsum("bnhqk,bnkhd->bnqhd", probabilities, _neighbourhoods(value)),
+  prevent_cse=False,
+)
 
 
 def at(positions: jax.Array, x: jax.Array) -> jax.Array:

@@ -38,13 +38,14 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, hidden: jax.Array, per_layer: Mapping[str, jax.Array], context: Context
+    self, hidden: jax.Array, per_layer: Mapping[str, jax.Array] | None, context: Context
   ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
     """One layer.
 
     Args:
       hidden: `[batch, length, embed]`.
-      per_layer: this layer's slice of what differs by layer: `is_first` with a convolution, `reach` with windows.
+      per_layer: this layer's slice of what differs by layer: `is_first` with a convolution, `reach` with windows;
+        None where nothing does.
       context: what all layers share.
 
     Returns:
@@ -53,7 +54,7 @@ class Block(nn.Module):
     """
     config = self.config
     drop = nn.Dropout(config.dropout.hidden, deterministic=context.deterministic)
-    if "reach" in per_layer:
+    if config.window is not None:
       context = context.replace(mask=context.mask.replace(reach=per_layer["reach"]))
 
     def residual(x, sublayer, norm_name):
@@ -109,14 +110,12 @@ class Stack(nn.Module):
       policy = getattr(jax.checkpoint_policies, run.remat, None)
       block = nn.remat(block, prevent_cse=not run.scan_layers, policy=policy)
     context = context.replace(shared=config.positions.shared(config, jax.tree.leaves(hidden)[0].shape[1]))
-    if per_layer is None:
-      per_layer = {}
     if config.convolution is not None:
       convolution = config.convolution(config, "convolution")
       context = context.replace(convolved=convolution(hidden, context.mask.real(), context.deterministic))
-      per_layer["is_first"] = jnp.arange(config.num_layers) == 0
+      per_layer = {"is_first": jnp.arange(config.num_layers) == 0}
     if config.window is not None:
-      per_layer["reach"] = jnp.array(config.window.reach)
+      per_layer = {**(per_layer or {}), "reach": jnp.array(config.window.reach)}
     first, layers = hidden, []
     if config.layer_groups is not None:
       hidden, layers = self._grouped(block, hidden, per_layer, context)

@@ -35,8 +35,14 @@ def test_outputs_loss_gradients_and_export(family, folder, tmp_path):
   for name, reference in expected.items():
     field, _, layer = name.partition(".")
     if getattr(outputs, field, None) is not None:
+      if layer:
+        # The original keeps what it appends to make whole windows.
+        reference = reference[:, : given["input_ids"].shape[-1]]
       assert_close(np.asarray(getattr(outputs, field)[int(layer)] if layer else getattr(outputs, field)), reference)
       compared.add(field)
+    elif field == "last_hidden":
+      assert_close(np.asarray(outputs.last_hidden_state), reference)
+      compared.add("last_hidden_state")
   assert compared & {"last_hidden_state", "logits", "prediction_logits", "start_logits"}
 
   if "loss" in expected:
@@ -60,10 +66,13 @@ def test_outputs_loss_gradients_and_export(family, folder, tmp_path):
   )
   written, original = tensors_of(tmp_path / "again"), tensors_of(folder)
   # The original's files hold copies of what is tied, ours do not.
-  assert {name for name in original if name not in written} <= {
-    f"cls.predictions.decoder.{kind}" for kind in ("weight", "bias")
-  }
+  copies = {f"{head}.decoder.{kind}" for head in ("cls.predictions", "lm_head") for kind in ("weight", "bias")}
+  assert {name for name in original if name not in written} <= copies
   for name, array in written.items():
+    if family == "erlangshen_longformer" and name.endswith("position_embeddings.weight"):
+      # Nothing reads it, and we do not keep it.
+      assert array.shape == original[name].shape and not array.any()
+      continue
     assert array.dtype == original[name].dtype
     np.testing.assert_allclose(array, original[name], rtol=1e-6, err_msg=name)
   again = load_hub_folder(tmp_path / "again")

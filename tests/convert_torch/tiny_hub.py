@@ -29,6 +29,7 @@ ALSO = {
     type_vocab_size=2, max_position_embeddings=40,
   ),
   "electra": dict(embedding_size=16),
+  "longformer": dict(attention_window=4),
   "roformer": dict(embedding_size=16),
   "xlnet": dict(use_mems_eval=False),
 }
@@ -106,6 +107,8 @@ def inputs(family, head, seed=0):
   pad = torch_class(family, head).config_class().pad_token_id
   arrays = {"input_ids": np.where(mask, random.integers(2, 101, (4, 12)), pad), "attention_mask": mask}
   arrays["token_type_ids"] = random.integers(0, 2, (4, 12))
+  if family == "longformer":
+    arrays["global_attention_mask"] = np.eye(12, dtype=np.int64)[[0, 3, 2, 0]]
   return {name: x.reshape(2, 2, 12) if head == "multiple_choice" else x for name, x in arrays.items()}
 
 

@@ -71,6 +71,8 @@ def test_published_sizes():
     ("deberta_v2", "erlangshen_710m"): 0.710e9,
     ("deberta_v2", "unimc_1_4b"): 1.4e9,
     ("electra", "electra_small"): 0.012e9,
+    ("longformer", "longformer_base_4096"): 0.149e9,
+    ("longformer", "longformer_large_4096"): 0.435e9,
     ("electra", "electra_base"): 0.102e9,
     ("electra", "electra_large"): 0.324e9,
     ("zhouwenwang", "unified_110m"): 0.102e9,

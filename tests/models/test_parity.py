@@ -15,7 +15,7 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 UNTIED = [(family, LM[family], False) for family in FAMILIES]
 # Gradients that are zero in theory, for softmax does not see what is added to all scores at once: of keys' biases, and
 # of biases that shift the score of every choice or every token alike.
-ALWAYS_ZERO = r".*attention/(distance_)?key/bias"
+ALWAYS_ZERO = r".*attention/(distance_|global_)?key/bias"
 SPAN_ZEROS = r"head/span/bias|encoder/final_norm/bias|encoder/(layers|group)_2/mlp_norm/bias"
 ALWAYS_ZERO_OF = {
   "multiple_choice": r"head/(summary_)?classifier/bias",
@@ -26,7 +26,7 @@ ALWAYS_ZERO_OF = {
   "xlnet": r"mask_embed|encoder/.*/attention/segment_(bias|embed)",
 }
 # transformers folds the mask of choices, and asks masks which tokens are real: two dimensions.
-PADDING_MASKS_ONLY = {"multiple_choice", "replaced_tokens", "deberta_v2", "xlnet"}
+PADDING_MASKS_ONLY = {"multiple_choice", "replaced_tokens", "deberta_v2", "longformer", "xlnet"}
 EVERY_MODEL = [(family, head, True) for family, head in EVERY_HEAD] + UNTIED
 
 

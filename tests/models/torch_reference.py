@@ -6,6 +6,7 @@ Tensors cross over by the weight tables: every op in them is linear, so it carri
 import dataclasses
 import inspect
 from typing import Any
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -100,6 +101,14 @@ def _exact_codes(theirs, config) -> None:
   getattr(theirs, "transformer", theirs).relative_positional_encoding = codes
 
 
+_torch_softmax = torch.nn.functional.softmax
+
+
+def _softmax(x, dim, dtype=None):
+  """In float64 where a model runs in it, though it asks for float32."""
+  return _torch_softmax(x, dim=dim, dtype=dtype and torch.promote_types(dtype, x.dtype))
+
+
 def make_batch(pair: Pair, *, mask: str = "padding", explicit: bool = True, seed: int = 0) -> dict[str, np.ndarray]:
   """Inputs and labels by our names; `[ROWS, ...]`, or `[ROWS, CHOICES, ...]` for multiple choice.
 
@@ -125,6 +134,10 @@ def make_batch(pair: Pair, *, mask: str = "padding", explicit: bool = True, seed
     batch["token_type_ids"] = random.integers(0, 2, real.shape)
     if "position_ids" in inspect.signature(pair.theirs.forward).parameters:
       batch["position_ids"] = random.integers(0, pair.config.positions.length, real.shape)
+  if "global_attention_mask" in inspect.signature(pair.theirs.forward).parameters:
+    chosen = random.integers(0, 2, real.shape) if explicit else np.arange(LENGTH) < np.ones((rows, 1))
+    if explicit or pair.head != "sequence_classification":  # which chooses the first token itself
+      batch["global_attention_mask"] = chosen.astype(np.int64)
   if choosing:
     batch = {name: x.reshape(ROWS, CHOICES, *x.shape[1:]) for name, x in batch.items()}
 
@@ -158,10 +171,14 @@ def run_torch(pair: Pair, batch) -> dict:
   # Left to guess it, DeBERTa takes the loss in float32.
   pair.theirs.config.problem_type = "single_label_classification"
   pair.theirs.zero_grad()
-  result = pair.theirs(**arrays, output_hidden_states=True, output_attentions=True)
+  with mock.patch.object(torch.nn.functional, "softmax", _softmax):
+    result = pair.theirs(**arrays, output_hidden_states=True, output_attentions=True)
   # An encoder's "cross_attentions" are there, and empty.
   outputs = {name: x for name, x in result.items() if name != "loss" and len(x)}
   outputs |= {name: torch.stack(outputs[name]) for name in ("hidden_states", "attentions")}
+  if pair.config.window is not None:
+    # Theirs are by distance, and of global tokens apart.
+    outputs = {name: x for name, x in outputs.items() if "attentions" not in name}
   if pair.head == "base":
     loss = _projected(outputs, lambda array, x: torch.from_numpy(array).to(x))
   elif pair.head == "replaced_tokens":
@@ -184,7 +201,8 @@ def run_ours(pair: Pair, batch, params=None) -> dict:
   inputs = {name: batch[name] for name in models.input_names(pair.model) if name in batch}
 
   def loss_and_outputs(params):
-    outputs = pair.model.apply({"params": params}, **inputs, output_hidden_states=True, output_attentions=True)
+    asked = dict(output_hidden_states=True, output_attentions=pair.config.window is None)
+    outputs = pair.model.apply({"params": params}, **inputs, **asked)
     if pair.head == "base":
       return _projected(vars(outputs), lambda array, x: jnp.asarray(array, x.dtype)), outputs
     return OBJECTIVES[pair.head](outputs, batch), outputs

@@ -102,7 +102,7 @@ def random_inputs(ours: hub.HubModel, seed: int) -> dict[str, np.ndarray]:
   inputs = {"input_ids": np.where(mask, ids, padding).astype(np.int32), "attention_mask": mask}
   if config.token_types:
     inputs["token_type_ids"] = random.integers(0, config.token_types, (_BATCH, length)).astype(np.int32)
-  return _fold_choices(ours, inputs)
+  return _completed(ours, inputs)
 
 
 def _sentence_inputs(hub_folder: Path, ours: hub.HubModel) -> dict[str, np.ndarray]:
@@ -120,10 +120,15 @@ def _sentence_inputs(hub_folder: Path, ours: hub.HubModel) -> dict[str, np.ndarr
       f"but the model has {ours.config.vocab_size} rows"
     )
   names = ("input_ids", "attention_mask", "token_type_ids")
-  return _fold_choices(ours, {name: encoded[name].astype(np.int32) for name in names if name in encoded})
+  return _completed(ours, {name: encoded[name].astype(np.int32) for name in names if name in encoded})
 
 
-def _fold_choices(ours: hub.HubModel, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _completed(ours: hub.HubModel, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """With global tokens where there are such, and folded into choices where the head takes them."""
+  if ours.config.window is not None:
+    # Told which: left to itself, a head that answers a question wants three separators in every row.
+    inputs["global_attention_mask"] = np.zeros_like(inputs["input_ids"])
+    inputs["global_attention_mask"][:, 0] = 1
   model = models.build(ours.family, ours.config, ours.head, ours.num_labels)
   if models.dummy_ids(model).ndim == 2:
     return inputs

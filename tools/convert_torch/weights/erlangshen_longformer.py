@@ -23,7 +23,6 @@ TABLE = Table(
   ignore=BUFFERS,
   rename=OLD_NORMS,
   constants={
-    "longformer.embeddings.position_ids": lambda config: np.arange(config.positions.length)[None],
     "longformer.embeddings.position_embeddings.weight": lambda config: np.zeros(
       (config.positions.length, config.embed_dim), np.float32
     ),

@@ -36,4 +36,6 @@ TABLE = Table(
   ),
   ignore=BUFFERS,
   rename=OLD_NORMS,
+  # Their softmax is float32 whatever the model's dtype.
+  float64_in_transformers=False,
 )
