@@ -30,9 +30,11 @@ MESHES = [
 def config_for(partitioner, family="bert", **run):
   run = {"dtype": "float64", "param_dtype": "float64", **run}
   tiny = models.sized(family, "tiny", vocab_multiple=partitioner.vocab_multiple, **run)
+  # Two tokens on either side: more blocks than one.
+  window = None if tiny.window is None else dataclasses.replace(tiny.window, reach=(2, 2))
   # 101 words: no mesh divides them, so the table is padded.
   return dataclasses.replace(
-    tiny, vocab_size=101, embed_dim=64, num_heads=8, mlp_dim=128, num_layers=2, initializer_range=0.3,
+    tiny, window=window, vocab_size=101, embed_dim=64, num_heads=8, mlp_dim=128, num_layers=2, initializer_range=0.3,
     dropout=models.Dropout(hidden=0.1, attention=0.1),
   )
 
@@ -179,9 +181,12 @@ def test_levers_equal_one_device(batch):
 def test_every_family_equals_one_device(family, mesh, batch):
   partitioner = Partitioner(mesh)
   options = {"family": family, "head": "masked_lm" if "masked_lm" in models.family(family).heads else "lm"}
+  config = config_for(partitioner, family)
+  if config.window is not None:
+    batch = {**batch, "global_attention_mask": (batch["input_ids"] % 5 == 0).astype(np.int32)}
   with jax.enable_x64(True):
     params, want, want_metrics = on_one_device(batch, options)
-    got, metrics = one_step(partitioner, params, batch, config_for(partitioner, family), **options)
+    got, metrics = one_step(partitioner, params, batch, config, **options)
     assert float(metrics["loss"]) == pytest.approx(float(want_metrics["loss"]), abs=1e-9)
     expected, ours = (models.flatten(cut(gradients(state), params)) for state in (want, got))
   for path in expected:

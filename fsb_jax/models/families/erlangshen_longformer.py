@@ -31,11 +31,11 @@ def config_to_hf(config: TransformerConfig) -> dict:
   return hf if config.window is None else {**hf, **window_to_hf(config.window)}
 
 
-def _size(layers: int, width: int, heads: int, reach: int = 64, **changes) -> TransformerConfig:
+def _size(layers: int, width: int, heads: int, reach: int = 64) -> TransformerConfig:
   return TransformerConfig(
     vocab_size=12000, embed_dim=width, num_layers=layers, num_heads=heads, mlp_dim=4 * width, token_types=2,
     positions=RotaryPositions(length=4096), attention=SlidingWindowAttention, mask_fill="zeroed",
-    window=Window(reach=(reach,) * layers, global_projections=False), **changes,
+    window=Window(reach=(reach,) * layers, global_projections=False),
   )  # fmt: skip
 
 

@@ -72,12 +72,11 @@ def config_to_hf(config: TransformerConfig) -> dict:
   return {**shared_to_hf(config), **window_to_hf(config.window)}
 
 
-def _size(layers: int, width: int, heads: int, reach: int, **changes) -> TransformerConfig:
-  sizes = dict(vocab_size=50265, token_types=1, positions=LearnedPositions(length=4098, skip_padding=1), **changes)
+def _size(layers: int, width: int, heads: int, reach: int, token_types: int = 1) -> TransformerConfig:
   return TransformerConfig(
-    embed_dim=width, num_layers=layers, num_heads=heads, mlp_dim=4 * width, norm=NormSpec(epsilon=1e-5),
-    pad_token_id=1, attention=SlidingWindowAttention, mask_fill="zeroed", window=Window(reach=(reach,) * layers),
-    **sizes,
+    vocab_size=50265, embed_dim=width, num_layers=layers, num_heads=heads, mlp_dim=4 * width, token_types=token_types,
+    positions=LearnedPositions(length=4098, skip_padding=1), norm=NormSpec(epsilon=1e-5), pad_token_id=1,
+    attention=SlidingWindowAttention, mask_fill="zeroed", window=Window(reach=(reach,) * layers),
   )  # fmt: skip
 
 
@@ -88,7 +87,7 @@ FAMILY = Family(
   config_from_hf=config_from_hf,
   config_to_hf=config_to_hf,
   sizes={
-    "tiny": _size(2, 128, 2, 16),
+    "tiny": _size(2, 128, 2, 16, token_types=2),
     "longformer_base_4096": _size(12, 768, 12, 256),
     "longformer_large_4096": _size(24, 1024, 16, 256),
   },
