@@ -1,14 +1,17 @@
-"""Our encoder against `transformers` on PyTorch: forward pass and full train step, on the CPU.
+"""Our encoders against `transformers` on PyTorch: forward pass and full train step, on the CPU.
 
-A BERT of 6 layers x 768 with its masked-LM head over 21128 words, float32, no dropout, 8 x 128 tokens without padding,
-AdamW after clipping on both sides. Both have the same weights; loss, every gradient, and the loss after all steps are
-asserted to agree before a number is printed. As `fsb train` does, ours scores the vocabulary at the masked positions
-alone in a train step, to the same loss and gradients; "every position" is ours without that.
+6 layers x 768 with the language model's head over 21128 words, float32, no dropout, rows without padding (8 x 128
+tokens, Longformer's 1 x 4096), AdamW after clipping on both sides. Both have the same weights; loss, every gradient,
+and the loss after all steps are asserted to agree before a number is printed. As `fsb train` does, ours scores the
+vocabulary at the masked positions alone in a train step, to the same loss and gradients; "every position" is ours
+without that.
 
-  python benchmarks/encoder.py [--head sequence_classification] [--unrolled] [--rounds 20] [--json FILE]
+  python benchmarks/encoder.py [--model deberta_v2] [--head sequence_classification] [--unrolled] [--rounds 20]
+    [--json FILE]
 """
 
 import argparse
+import dataclasses
 import itertools
 import tempfile
 from pathlib import Path
@@ -16,23 +19,62 @@ from pathlib import Path
 from side_by_side import compare, prepare, quartiles, write_json
 from usual_torch import adamw
 
-BATCH, LENGTH, VOCABULARY, LABELS = 8, 128, 21128, 15
-LAYERS, WIDTH, HEADS, MLP = 6, 768, 12, 3072
+VOCABULARY, LABELS, LAYERS, WIDTH, HEADS, MLP = 21128, 15, 6, 768, 12, 3072
 LEARNING_RATE, WEIGHT_DECAY, MAX_NORM = 1e-4, 0.01, 1.0
-CLASSES = {"masked_lm": "BertForMaskedLM", "sequence_classification": "BertForSequenceClassification"}
+SHAPE = dict(
+  vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=MLP,
+  hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+)  # fmt: skip
 
 
-def make_batch(head):
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model to measure: its language model's head, its rows, and its config."""
+
+  lm: str
+  batch: int
+  length: int
+  config: dict
+
+
+MODELS = {
+  "bert": Model("masked_lm", 8, 128, SHAPE),
+  # As Erlangshen-DeBERTa has it.
+  "deberta_v2": Model(
+    "masked_lm", 8, 128,
+    dict(
+      **SHAPE, relative_attention=True, position_buckets=256, pos_att_type=["p2c", "c2p"], share_att_key=True,
+      norm_rel_ebd="layer_norm", conv_kernel_size=3, conv_act="gelu", position_biased_input=False, type_vocab_size=0,
+      pooler_dropout=0, cls_dropout=0.0,
+    ),
+  ),
+  "longformer": Model(
+    "masked_lm", 1, 4096, dict(**SHAPE, attention_window=512, max_position_embeddings=4098, type_vocab_size=1)
+  ),
+  "xlnet": Model(
+    "lm", 8, 128,
+    dict(
+      vocab_size=VOCABULARY, d_model=WIDTH, n_layer=LAYERS, n_head=HEADS, d_inner=MLP, dropout=0.0, use_mems_eval=False,
+      use_mems_train=False, summary_last_dropout=0.0,
+    ),
+  ),
+}  # fmt: skip
+
+
+def make_batch(model, head):
   import numpy as np
 
   random = np.random.default_rng(0)
-  ids = random.integers(106, VOCABULARY, (BATCH, LENGTH))
-  if head == "masked_lm":
-    masked = random.permuted(np.arange(LENGTH) < round(0.15 * LENGTH) * np.ones((BATCH, 1)), axis=1)
-    labels = np.where(masked, ids, -100)
+  ids = random.integers(106, VOCABULARY, (model.batch, model.length))
+  if head == "sequence_classification":
+    labels = random.integers(0, LABELS, model.batch)
   else:
-    labels = random.integers(0, LABELS, BATCH)
-  return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": labels}
+    masked = random.permuted(np.arange(model.length) < round(0.15 * model.length) * np.ones((model.batch, 1)), axis=1)
+    labels = np.where(masked, ids, -100)
+  batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": labels}
+  if "attention_window" in model.config:
+    batch["global_attention_mask"] = (np.arange(model.length) == 0) * np.ones_like(ids)
+  return batch
 
 
 def asked_alone(batch):
@@ -46,17 +88,11 @@ def asked_alone(batch):
 class Theirs:
   """A PyTorch model with its optimizer."""
 
-  def __init__(self, head, attention, batch):
+  def __init__(self, chosen, config, attention, batch):
     import torch
-    import transformers
 
-    config = transformers.BertConfig(
-      vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-      intermediate_size=MLP, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=LABELS,
-      attn_implementation=attention,
-    )  # fmt: skip
     torch.manual_seed(0)
-    self.model = getattr(transformers, CLASSES[head])(config)
+    self.model = chosen(chosen.config_class(**config, num_labels=LABELS, attn_implementation=attention))
     self.batch = {name: torch.from_numpy(x) for name, x in batch.items()}
     self.optimizer = adamw(self.model, LEARNING_RATE, WEIGHT_DECAY)
     self.losses = []
@@ -65,7 +101,7 @@ class Theirs:
     import torch
 
     with torch.inference_mode():
-      return self.model(self.batch["input_ids"], attention_mask=self.batch["attention_mask"]).logits.numpy()
+      return self.model(**{name: x for name, x in self.batch.items() if name != "labels"}).logits.numpy()
 
   def gradients(self):
     self.optimizer.zero_grad()
@@ -103,6 +139,7 @@ class Ours:
 
     from fsb_jax import models
     from fsb_jax.training import optimizers
+    from fsb_jax.training.flops import matmul_flops
     from fsb_jax.training.losses import OBJECTIVES
     from fsb_jax.training.step import Update
 
@@ -111,17 +148,25 @@ class Ours:
     model = models.build(hub.family, hub.config, hub.head, hub.num_labels)
     objective = OBJECTIVES[head]
     self.batch = {name: jnp.asarray(x, jnp.int32) for name, x in batch.items()}
-    self.batch["weights"] = jnp.ones(BATCH)
+    self.batch["weights"] = jnp.ones(len(batch["input_ids"]))
     self.params = jax.tree.map(jnp.asarray, hub.params)
     self.losses = []
     optimizer = optimizers.adamw(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, max_gradient_norm=MAX_NORM)
-    everywhere = {name: self.batch[name] for name in ("input_ids", "attention_mask")}
+    inputs = {name: self.batch[name] for name in models.input_names(model) if name in batch}
+    everywhere = {name: x for name, x in inputs.items() if name != "masked_lm_positions"}
+
+    def forward(params, inputs):
+      return model.apply({"params": params}, **inputs).logits
 
     def loss(params, batch):
       inputs = {name: batch[name] for name in models.input_names(model) if name in batch}
       return objective(model.apply({"params": params}, **inputs), batch)
 
-    self.jit_forward = jax.jit(lambda params: model.apply({"params": params}, **everywhere).logits)
+    # Three forward passes' worth is a step.
+    self.operations = {
+      "forward": matmul_flops(forward, self.params, everywhere), "step": 3 * matmul_flops(forward, self.params, inputs)
+    }
+    self.jit_forward = jax.jit(lambda params: forward(params, everywhere))
     self.jit_gradients = jax.jit(jax.value_and_grad(loss))
     update = Update(model, objective, optimizer)
     self.jit_step = jax.jit(update, donate_argnums=0)
@@ -180,28 +225,26 @@ def matmul_peak():
   return 2 * 1024**3 / min(quartiles(seconds)[0] for seconds in result.seconds.values())
 
 
-def forward_operations(head, scored=BATCH * LENGTH):
-  """Multiplications and additions of the matrix products, where so many positions are scored."""
-  tokens = BATCH * LENGTH
-  encoder = LAYERS * (2 * tokens * (4 * WIDTH**2 + 2 * WIDTH * MLP) + 4 * tokens * LENGTH * WIDTH)
-  heads = {
-    "masked_lm": 2 * scored * WIDTH * (WIDTH + VOCABULARY),
-    "sequence_classification": 2 * BATCH * WIDTH * (WIDTH + LABELS),
-  }
-  return encoder + heads[head]
-
-
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--head", choices=CLASSES, default="masked_lm")
+  parser.add_argument("--model", choices=MODELS, default="bert")
+  parser.add_argument("--head", choices=("lm", "sequence_classification"), default="lm")
   parser.add_argument("--unrolled", action="store_true", help="our layers unrolled; scanned otherwise")
   parser.add_argument("--rounds", type=int, default=20)
   parser.add_argument("--threads", type=int, default=2)
   parser.add_argument("--json", help="write every second measured to this file")
   arguments = parser.parse_args()
   prepare(arguments.threads)
-  head, batch = arguments.head, make_batch(arguments.head)
-  theirs = {name: Theirs(head, name, batch) for name in ("eager", "sdpa")}
+  import transformers
+
+  from fsb_jax import models
+
+  model = MODELS[arguments.model]
+  head = model.lm if arguments.head == "lm" else arguments.head
+  batch = make_batch(model, head)
+  chosen = getattr(transformers, models.family(arguments.model).architecture(head))
+  kinds = ("eager", "sdpa") if chosen._supports_sdpa else ("eager",)
+  theirs = {name: Theirs(chosen, model.config, name, batch) for name in kinds}
   run = {"scan_layers": not arguments.unrolled}
   ours = {"fsb_jax": Ours(head, theirs["eager"], run, batch)}
   if head == "masked_lm":
@@ -212,18 +255,21 @@ def main():
 
   peak, comparisons = matmul_peak(), []
   print(f"largest rate of a plain matrix product: {peak / 1e9:.0f} GFLOP/s on {arguments.threads} threads\n")
-  for title, method, times in ((f"{head} forward", "forward", 1), (f"{head} train step", "step", 3)):
+  for title, method in (("forward", "forward"), ("train step", "step")):
+    title = f"{arguments.model} {head} {title}"
     rivals = {f"torch {name}": getattr(side, method) for name, side in theirs.items()}
-    trial = compare(title, rivals, baseline="torch sdpa", rounds=4)
+    trial = compare(title, rivals, baseline=next(iter(rivals)), rounds=4)
     fastest = min(rivals, key=lambda name: quartiles(trial.seconds[name])[1])
     # Forward, all of ours do the same.
     sides = {name: getattr(our, method) for name, our in ours.items() if method == "step" or name == "fsb_jax"}
     result = compare(title, {**sides, fastest: rivals[fastest]}, baseline=fastest, rounds=arguments.rounds)
     print(result.table())
-    shares = []
-    for name, seconds in result.seconds.items():
-      scored = ours[name].batch["labels"].size if method == "step" and name in ours else BATCH * LENGTH
-      shares.append(f"{name} {times * forward_operations(head, scored) / quartiles(seconds)[1] / peak:.0%}")
+    everywhere = ours.get("fsb_jax every position", ours["fsb_jax"])
+    shares = (
+      f"{name} {ours.get(name, everywhere).operations[method] / quartiles(seconds)[1] / peak:.0%}"
+      for name, seconds in result.seconds.items()
+    )
+    # Theirs held to our count of what is to be done.
     print(f"of that rate: {', '.join(shares)}\n")
     comparisons.append(result)
   for name, our in ours.items():
@@ -233,7 +279,8 @@ def main():
     if abs(loss - their_loss) > 1e-2 * abs(their_loss):
       raise SystemExit("the two did not train alike: the times compare different work")
   if arguments.json:
-    write_json(arguments.json, comparisons, head=head, scan_layers=not arguments.unrolled, matmul_peak=peak)
+    facts = dict(model=arguments.model, head=head, scan_layers=not arguments.unrolled, matmul_peak=peak)
+    write_json(arguments.json, comparisons, **facts)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def from_pretrained(
   *,
   head: str | None = None,
   num_labels: int | None = None,
+  vocab_size: int | None = None,
   dtype: str = "float32",
   param_dtype: str = "float32",
   scan_layers: bool = True,
@@ -69,6 +70,8 @@ def from_pretrained(
     head: "base", "masked_lm", "sequence_classification", ...; what the folder says if not given. A head the folder
       lacks is freshly initialised and listed.
     num_labels: classes of the head, where they are not the folder's.
+    vocab_size: tokens to know, where they are not as many as the folder's: those at the end are added, each as the mean
+      of the others, or dropped.
     dtype: of activations.
     param_dtype: of parameters.
     scan_layers: stacked layers (compiled once) or unrolled ones.
@@ -81,6 +84,8 @@ def from_pretrained(
   Raises:
     UserError: no model there, or one we cannot read.
   """
+  if vocab_size is not None and vocab_size < 1:
+    raise UserError(f"vocab_size={vocab_size} leaves no token; give how many the model is to know")
   folder = find_folder(path)
   partitioner = mesh if mesh is None or isinstance(mesh, Partitioner) else Partitioner(mesh)
   run = models.Run(
@@ -92,7 +97,11 @@ def from_pretrained(
     vocab_multiple=partitioner.vocab_multiple if partitioner else 1,
   )
   params, config, metadata, hf_config, fresh = read_folder(folder, head, num_labels, run)
+  old_size, config = config.vocab_size, dataclasses.replace(config, vocab_size=vocab_size or config.vocab_size)
   model = models.build(metadata.family, config, metadata.head, metadata.num_labels)
+  if config.vocab_size != old_size:
+    params = models.resize_vocabulary(params, models.abstract_params(model), old_size)
+    hf_config = {**hf_config, "vocab_size": config.vocab_size}
   if partitioner:
     boxed = models.abstract_params(model)
     partitioner.validate(boxed)

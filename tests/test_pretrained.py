@@ -144,3 +144,26 @@ def test_pipeline_mistakes(hub):
     fsb_jax.pipeline("translation", hub[0])
   with pytest.raises(UserError, match="has a masked_lm head"):
     fsb_jax.pipeline("text_classification", hub[0])
+
+
+@pytest.mark.parametrize("kind", ["hub", "ours"])
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_another_number_of_tokens(hub, ours, kind, scan_layers):
+  folder, expected = (hub[0] if kind == "hub" else ours), hub[1]
+  grown = fsb_jax.from_pretrained(folder, vocab_size=105, scan_layers=scan_layers, mesh={"tensor": 4})
+  assert grown.config.vocab_size == grown.hf_config["vocab_size"] == 105
+  assert grown.params["token_embed"]["embedding"].shape == (108, 32)
+  model, params = grown
+  logits = np.asarray(jax.jit(lambda p: model.apply({"params": p}, IDS, MASK).logits)(params))
+  np.testing.assert_allclose(logits[..., :101], expected, atol=1e-4)
+  # A new token scores as the average one does.
+  np.testing.assert_allclose(logits[..., 101:105], expected.mean(-1, keepdims=True).repeat(4, -1), atol=1e-4)
+  assert np.isneginf(logits[..., 105:]).all()
+  model, params = fsb_jax.from_pretrained(folder, vocab_size=50, scan_layers=scan_layers)
+  logits = np.asarray(jax.jit(lambda p: model.apply({"params": p}, IDS, MASK).logits)(params))
+  np.testing.assert_allclose(logits, expected[..., :50], atol=1e-4)
+
+
+def test_no_tokens_at_all(hub):
+  with pytest.raises(UserError, match="vocab_size=-1 leaves no token"):
+    fsb_jax.from_pretrained(hub[0], vocab_size=-1)

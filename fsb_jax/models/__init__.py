@@ -20,6 +20,7 @@ from fsb_jax.models.initialise import (
   fresh_values,
   input_names,
   may_be_fresh,
+  resize_vocabulary,
   unflatten,
 )
 from fsb_jax.models.masks import Mask
@@ -65,6 +66,7 @@ __all__ = [
   "fresh_values",
   "input_names",
   "may_be_fresh",
+  "resize_vocabulary",
   "sized",
   "unflatten",
 ]

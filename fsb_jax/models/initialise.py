@@ -44,6 +44,32 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
+def resize_vocabulary(params: Mapping, boxed: Mapping, old_size: int) -> dict[str, Any]:
+  """Parameters of a model with more or fewer tokens than it had.
+
+  A new token's row, and its bias, is the mean of all old ones, so that it is expected as often as the average token
+  (Hewitt 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
+
+  Args:
+    params: nested dict of host arrays.
+    boxed: the new model's parameters, see `abstract_params`.
+    old_size: tokens that `params` know.
+  """
+  flat, resized = flatten(params), {}
+  for path, box in flatten(boxed).items():
+    names = getattr(box, "names", ())
+    axis = next((i for i, name in enumerate(names) if name in ("vocab", "table_vocab")), None)
+    resized[path] = array = np.asarray(flat[path])
+    if axis is None:
+      continue
+    # Whatever rows only pad the table.
+    used = array.take(range(old_size), axis)
+    rows = nn.meta.unbox(box).shape[axis]
+    added = np.repeat(used.mean(axis, keepdims=True), max(rows - old_size, 0), axis)
+    resized[path] = np.concatenate([used, added.astype(array.dtype)], axis).take(range(rows), axis)
+  return unflatten(resized)
+
+
 def may_be_fresh(path: str) -> bool:
   """Whether a checkpoint may lack this parameter: a head or a pooler is trained anew, a body is not."""
   return path.startswith(("head/", "pooler/"))

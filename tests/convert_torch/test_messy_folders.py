@@ -251,8 +251,10 @@ def test_all_misfits_are_listed_at_once(clean, tmp_path):
   lines = str(error.value).split("\n")
   assert "bert with head masked_lm" in lines[0]
   assert sorted(lines[1:]) == [
-    "  ! bert.embeddings.word_embeddings.weight is [100, 32], token_embed/embedding needs [101, 32]",
+    "  ! bert.embeddings.word_embeddings.weight is [100, 32], token_embed/embedding needs [101, 32] "
+    "(config.json says vocab_size=101)",
     "  ! bert.encoder.layer.0.output.dense.weight holds I8, not floating point numbers",
+    "  ! the files hold 8 layers (config.json says num_hidden_layers=3)",
     "  + bert.encoder.layer.7.output.dense.bias [32]",
     "  + bert.extra.weight [2, 3]",
     "  - bert.encoder.layer.1.output.dense.bias [32] for encoder/layers/mlp/wo/bias",
@@ -266,12 +268,29 @@ def test_missing_layer(clean, tmp_path):
   with pytest.raises(UserError) as error:
     load_hub_folder(rewritten(clean, tmp_path / "short", shorter))
   assert str(error.value).count("\n  - bert.encoder.layer.2.") == 16
+  assert "\n  ! the files hold 2 layers (config.json says num_hidden_layers=3)" in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "field,value,line",
+  [
+    ("max_position_embeddings", 64, "position_embeddings.weight is [40, 32], position_embed/embedding needs [64, 32]"),
+    ("intermediate_size", 96, "intermediate.dense.weight is [48, 32], encoder/layers/mlp/wi/kernel needs [96, 32]"),
+    ("vocab_size", 110, "word_embeddings.weight is [101, 32], token_embed/embedding needs [110, 32]"),
+  ],
+)
+def test_a_config_that_contradicts_the_weights(clean, tmp_path, field, value, line):
+  shutil.copytree(clean, tmp_path / "other")
+  edit_config(tmp_path / "other", **{field: value})
+  with pytest.raises(UserError) as error:
+    load_hub_folder(tmp_path / "other")
+  assert f"{line} (config.json says {field}={value})\n" in str(error.value) + "\n"
 
 
 def test_wrong_number_of_labels_is_an_error_unless_asked_for(tmp_path):
   folder = hub_folder(tmp_path / "hub", head="token_classification")
   edit_config(folder, id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
-  with pytest.raises(UserError, match=r"classifier.weight is \[3, 32\], head/classifier/kernel needs \[2, 32\]"):
+  with pytest.raises(UserError, match=r"classifier.weight is \[3, 32\], .* needs \[2, 32\] .*num_labels=2"):
     load_hub_folder(folder)
   assert load_hub_folder(folder, num_labels=4).newly_initialised == ["head/classifier/bias", "head/classifier/kernel"]
 

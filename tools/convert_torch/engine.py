@@ -7,7 +7,8 @@ layer, and `encoder/layers/...` with a leading axis is where a scanned one lives
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -96,6 +97,7 @@ def match(
   config,
   shapes: Mapping[str, tuple[int, ...]],
   replace_heads: bool = False,
+  config_fields: Mapping[str, Any] | None = None,
 ) -> Match:
   """Finds a tensor for every parameter, by names and shapes; reads only what should repeat another tensor.
 
@@ -105,6 +107,7 @@ def match(
     config: a `TransformerConfig`.
     shapes: path -> shape of every parameter of the model.
     replace_heads: whether a head's parameter whose shape differs counts as missing.
+    config_fields: what config.json says, for the problems to name.
 
   Returns:
     The match, with a problem for every tensor that is unknown (+), missing (-), repeated (+), misshapen or not
@@ -145,12 +148,14 @@ def match(
       missing.append(slot.path)
       unused.append(info.name)
     elif info.shape != slot.shape:
-      problems.append(f"  ! {info.name} is {list(info.shape)}, {slot.path} needs {list(slot.shape)}")
+      said = _said(config_fields or {}, info.shape, slot.shape)
+      problems.append(f"  ! {info.name} is {list(info.shape)}, {slot.path} needs {list(slot.shape)}{said}")
     elif info.dtype not in FLOATS:
       problems.append(f"  ! {info.name} holds {info.dtype}, not floating point numbers")
     else:
       sources.setdefault(info, []).append(slot)
 
+  problems += _other_layers(table, found, config, config_fields or {})
   used_rows = {slot.row for slot in needed}
   idle_rows = [row for row in table.rows if row not in used_rows and models.may_be_fresh(row.ours)]
   strip = "" if prefixed else table.prefix
@@ -165,6 +170,30 @@ def match(
     else:
       problems.append(f"  + {info.name} {list(info.shape)}")
   return Match(sources, sorted(set(missing)), sorted(unused), problems)
+
+
+def _said(fields: Mapping[str, Any], shape: tuple[int, ...], needed: tuple[int, ...]) -> str:
+  """The fields of config.json that speak of the sizes in which two shapes differ."""
+  alike = len(shape) == len(needed)
+  sizes = {want for have, want in zip(shape, needed) if have != want} if alike else {*needed}
+  said = [f"{name}={value}" for name, value in fields.items() if type(value) is int and value in sizes]
+  return f" (config.json says {', '.join(said)})" if said else ""
+
+
+def _other_layers(table: Table, found: Collection[str], config, fields: Mapping[str, Any]) -> list[str]:
+  """A line where the files hold more or fewer layers than config.json says."""
+  said = [f"{name}={value}" for name, value in fields.items() if value == config.num_layers and "layer" in name]
+  patterns = {re.escape(row.theirs.removeprefix(table.prefix)).replace(r"\{i\}", r"(\d+)") for row in table.rows}
+  indices = (
+    int(match[1])
+    for name in found
+    for pattern in patterns
+    if "(" in pattern and (match := re.fullmatch(pattern, name.removeprefix(table.prefix)))
+  )
+  held = 1 + max(indices, default=-1)
+  if not said or not held or held == config.num_layers:
+    return []
+  return [f"  ! the files hold {held} layers (config.json says {said[0]})"]
 
 
 def read(match: Match, files: WeightFiles, config, shapes: Mapping[str, tuple[int, ...]], dtype) -> dict:

@@ -156,7 +156,10 @@ def open_hub_folder(
     hf_config=hf_config,
     model=model,
     files=files,
-    match=engine.match(table(family.name), files, config, param_shapes(model), replace_heads=differs),
+    match=engine.match(
+      table(family.name), files, config, param_shapes(model), replace_heads=differs,
+      config_fields={**family.config_to_hf(config), "num_labels": asked_labels},
+    ),
   )
 
 
