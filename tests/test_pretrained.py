@@ -167,3 +167,18 @@ def test_another_number_of_tokens(hub, ours, kind, scan_layers):
 def test_no_tokens_at_all(hub):
   with pytest.raises(UserError, match="vocab_size=-1 leaves no token"):
     fsb_jax.from_pretrained(hub[0], vocab_size=-1)
+
+
+def test_a_tokenizer_that_pads_on_the_left(tmp_path):
+  from fsb_jax.encodings import bert_tokenizer_from_characters
+
+  torch.manual_seed(0)
+  config = transformers.XLNetConfig(vocab_size=12, d_model=32, n_layer=2, n_head=4, d_inner=64, initializer_range=0.3)
+  transformers.XLNetForSequenceClassification(config).save_pretrained(tmp_path)
+  bert_tokenizer_from_characters("天地玄黄", tmp_path)
+  classify = fsb_jax.pipeline("text_classification", tmp_path)
+  classify.tokenizer.padding_side = "left"
+  # The last token speaks for the text, and is no padding beside a longer one.
+  alone = [classify(text) for text in ("天", "天地玄黄天地玄黄")]
+  for answer, expected in zip(classify(["天", "天地玄黄天地玄黄"]), alone):
+    assert answer["score"] == pytest.approx(expected["score"], abs=1e-6) and answer["label"] == expected["label"]

@@ -66,8 +66,9 @@ class TextClassification:
     arrays = {name: np.zeros((rows, length), np.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
     arrays["input_ids"][:] = self.tokenizer.pad_token_id or 0
     for i, (ids, types) in enumerate(zip(encoded["input_ids"], encoded["token_type_ids"])):
-      arrays["input_ids"][i, : len(ids)] = ids
-      arrays["attention_mask"][i, : len(ids)] = 1
-      arrays["token_type_ids"][i, : len(ids)] = types
+      place = slice(length - len(ids), None) if self.tokenizer.padding_side == "left" else slice(len(ids))
+      arrays["input_ids"][i, place] = ids
+      arrays["attention_mask"][i, place] = 1
+      arrays["token_type_ids"][i, place] = types
     scores = np.asarray(self._scores(self._params, **arrays))[: len(texts)]
     return [{"label": self.label_names[int(row.argmax())], "score": float(row.max())} for row in scores]

@@ -80,6 +80,7 @@ class Loader:
     self._padding = {
       "input_ids": tokenizer.pad_token_id or 0, "token_type_ids": tokenizer.pad_token_type_id, "word_ids": -1
     }
+    self._padding_side = tokenizer.padding_side
     self._examples = read_examples(
       task_name, split, tokenizer, max_length, seed=seed, by_rates=shuffle, data_dir=data_dir
     )
@@ -99,7 +100,7 @@ class Loader:
     examples = self._examples
     settings = (
       self.head, self.label_names, self.label_slice, self.buckets, examples.sizes, examples.counts, self._seed,
-      self.batch_size, self._shuffle, self._padding,
+      self.batch_size, self._shuffle, self._padding, self._padding_side,
     )
     found = hashlib.sha256(repr(settings).encode())
     arrays = {"lengths": examples.tokens.lengths, **examples.tokens.features, **examples.question.arrays()}
@@ -190,7 +191,7 @@ class Loader:
     rows = np.where(filling, planned[0], example_ids)
     question = self._examples.question
     padding = {name: self._padding[name] for name in question.features}
-    batch = self._examples.tokens.padded(rows, length, padding)
+    batch = self._examples.tokens.padded(rows, length, padding, self._padding_side)
     batch = question.ask(batch, rows, epoch if self._shuffle else 0)
     batch["labels"][filling] = IGNORED
     return {**batch, "weights": (~filling).astype(np.float32), "example_ids": example_ids}

@@ -31,10 +31,16 @@ class Ragged:
     """One row of a feature."""
     return self.features[name][self._offsets[index] : self._offsets[index + 1]]
 
-  def padded(self, rows: np.ndarray, length: int, padding: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """The features named in `padding`, and `attention_mask`, of some rows: int32 `[rows, length]`."""
-    places = np.arange(length)
-    real = places < self.lengths[rows][:, None]
+  def padded(
+    self, rows: np.ndarray, length: int, padding: Mapping[str, int], side: str = "right"
+  ) -> dict[str, np.ndarray]:
+    """The features named in `padding`, and `attention_mask`, of some rows: int32 `[rows, length]`.
+
+    Padding stands on the `side` "right", or on the "left", where models that read a text from its last token want it.
+    """
+    lengths = self.lengths[rows][:, None]
+    places = np.arange(length) - (length - lengths if side == "left" else 0)
+    real = (places >= 0) & (places < lengths)
     tokens = (self._offsets[rows][:, None] + places)[real]
     arrays = {"attention_mask": real.astype(np.int32)}
     for name, value in padding.items():

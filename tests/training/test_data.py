@@ -1,3 +1,4 @@
+import copy
 import itertools
 import time
 
@@ -45,10 +46,13 @@ LENGTHS = st.integers(1, 40).flatmap(lambda size: st.lists(st.integers(0, 40), m
   shuffle=st.booleans(),
   pairs=st.booleans(),
   epoch=st.integers(0, 3),
+  side=st.sampled_from(["right", "left"]),
 )
 def test_every_example_once_in_batches_as_a_naive_reference(
-  tokenizer, declare, lengths, batch_size, buckets, shuffle, pairs, epoch
+  tokenizer, declare, lengths, batch_size, buckets, shuffle, pairs, epoch, side
 ):
+  tokenizer = copy.deepcopy(tokenizer)
+  tokenizer.padding_side = side
   loader = Loader(declare(lengths, pairs), "train", tokenizer, 24, batch_size, shuffle=shuffle, buckets=buckets)
   assert loader.num_examples == len(lengths)
   batches = list(loader.batches(epoch))
@@ -75,7 +79,8 @@ def test_every_example_once_in_batches_as_a_naive_reference(
       )
       tokens += len(expected["input_ids"])
       for name in ("input_ids", "attention_mask", "token_type_ids"):
-        padded = expected[name] + [0] * (length - len(expected[name]))
+        padding = [0] * (length - len(expected[name]))
+        padded = expected[name] + padding if side == "right" else padding + expected[name]
         assert batch[name][row].tolist() == padded, name
       assert batch["labels"][row] == int(fields["label"][-1])
       assert batch["weights"][row] == 1
