@@ -31,9 +31,11 @@ from fsb_jax.models.outputs import (
   PretrainingOutput,
   QuestionAnsweringOutput,
   SequenceClassificationOutput,
+  TCBertOutput,
   TokenClassificationOutput,
 )
 from fsb_jax.models.positions import LearnedPositions
+from fsb_jax.models.readouts import cosine_similarity, option_logits, option_probabilities, pool
 
 # Families.
 from fsb_jax.models.registry import Family, all_families, build, family, family_of_hub_config, sized
@@ -53,18 +55,23 @@ __all__ = [
   "QuestionAnsweringOutput",
   "Run",
   "SequenceClassificationOutput",
+  "TCBertOutput",
   "TokenClassificationOutput",
   "TransformerConfig",
   "abstract_params",
-  "build",
-  "dummy_ids",
   "all_families",
+  "build",
+  "cosine_similarity",
+  "dummy_ids",
   "family",
   "family_of_hub_config",
   "flatten",
   "fresh_values",
   "input_names",
   "may_be_fresh",
+  "option_logits",
+  "option_probabilities",
+  "pool",
   "sized",
   "unflatten",
 ]
