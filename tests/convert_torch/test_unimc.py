@@ -1,6 +1,7 @@
 """UniMC's and TCBert's folders against what the original computed: scores, loss, gradients, predictions, export."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -11,6 +12,7 @@ import transformers
 from convert_torch import load_hub_folder, save_hub_folder
 from test_goldens import ALL, HERE
 from tiny_hub import assert_close, assert_recorded_gradients, assert_same_tree, rewritten, tensors_of
+from torch_reference import QUICK
 
 from fsb_jax import encodings, models
 from fsb_jax.training.losses import OBJECTIVES
@@ -23,6 +25,10 @@ CONFIGS = {
 HEADS = {"unimc_albert": dict(norm_epsilon=1e-5)}
 NAMES = ("unimc_bert", "unimc_megatron_bert", "unimc_deberta_v2", "unimc_albert")
 TCBERT = ("tcbert_bert", "tcbert_megatron_bert")
+
+
+def slowly(*names):
+  return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def folder_of(name):
@@ -49,7 +55,8 @@ def check(hub, model, objective, inputs, batch, expected, fields):
     outputs = model.apply({"params": params}, **inputs, output_hidden_states="hidden_states.0" in expected)
     return OBJECTIVES[objective](outputs, batch), outputs
 
-  (loss, outputs), gradients = jax.jit(jax.value_and_grad(loss_and_outputs, has_aux=True))(hub.params)
+  step = jax.jit(jax.value_and_grad(loss_and_outputs, has_aux=True), compiler_options=QUICK)
+  (loss, outputs), gradients = step(hub.params)
   for field, name in fields.items():
     assert_close(np.asarray(getattr(outputs, field)), expected[name])
   for i, states in enumerate(outputs.hidden_states or ()):
@@ -88,7 +95,7 @@ def predicted(hub, model, items, *, max_length, length=None, asked=None, rows=4)
   """Answers by the public way: encode, batch, score the vocabulary at the options alone, decide."""
   tokenizer = encodings.load_tokenizer(hub.source["path"])
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=QUICK)
   def probabilities(params, inputs, option_mask, yes_token):
     logits = model.apply({"params": params}, **inputs).logits
     return models.option_probabilities(logits, option_mask, yes_token)
@@ -149,7 +156,7 @@ def export(hub, target):
   return target
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["unimc_bert", "unimc_albert", *slowly("unimc_megatron_bert", "unimc_deberta_v2")])
 def test_unimc_is_exported_as_a_masked_language_model(name, tmp_path):
   hub = load_hub_folder(folder_of(name))
   target = export(hub, tmp_path / "hub")
@@ -159,7 +166,7 @@ def test_unimc_is_exported_as_a_masked_language_model(name, tmp_path):
   assert_same_tree(load_hub_folder(target).params, hub.params)
 
 
-@pytest.mark.parametrize("name", TCBERT)
+@pytest.mark.parametrize("name", ["tcbert_bert", *slowly("tcbert_megatron_bert")])
 def test_tcbert_folders_say_what_they_are(name, tmp_path):
   hub = load_hub_folder(folder_of(name), head="tcbert", num_labels=3)
   target = export(hub, tmp_path / "hub")
