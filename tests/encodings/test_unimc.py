@@ -158,6 +158,18 @@ def test_the_same_generator_hides_the_same(tokenizer):
     np.testing.assert_array_equal(one, other)
 
 
+def test_what_may_be_hidden_and_what_stands_in_its_place(tokenizer):
+  encoded = encode_unimc(tokenizer, [ITEM], max_length=64)
+  ids, labels, bounds = (encoded[name][0] for name in ("input_ids", "labels", "option_bounds"))
+  random, places, others = np.random.default_rng(0), set(), set()
+  for _ in range(1000):
+    new, asked = mask_text(ids, labels, bounds, random=random, mask_id=4, vocab_size=4)
+    places.update(np.flatnonzero(asked != labels).tolist())
+    others.update(new[new != ids].tolist())
+  assert places == set(range(bounds[-1], len(ids)))
+  assert others == {1, 2, 3, 4}
+
+
 def test_a_row_in_full(tokenizer):
   encoded = encode_unimc(tokenizer, [ITEM], max_length=64)
   ids = encoded["input_ids"][0]
