@@ -12,7 +12,7 @@ from fsb_jax.errors import UserError
 
 ALL = Path(os.environ.get("FSB_GOLDENS_DIR", Path(__file__).resolve().parents[3] / "shared" / "goldens"))
 PROMPT = "关于{}："
-NAMES = {"sports": "体育", "tax": "税"}
+NAMES = {"tax": "税", "sports": "体育"}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_as_many_masks_as_the_name_has_tokens(tokenizer):
   assert [tokenizer.decode(ids) for ids in encoded["input_ids"]] == [
     "[CLS] 关 于 [MASK] ： 今 天 [SEP]", "[CLS] 关 于 [MASK] [MASK] ： 今 天 [SEP]"
   ]
-  assert [int(label) for label in encoded["class_label"]] == [1, 0]
+  assert [int(label) for label in encoded["class_label"]] == [0, 1]
   asked = [ids[ids != IGNORED] for ids in encoded["labels"]]
   assert [tokenizer.decode(ids) for ids in asked] == ["税", "体 育"]
   assert [np.flatnonzero(labels != IGNORED).tolist() for labels in encoded["labels"]] == [[3], [3, 4]]
@@ -63,7 +63,7 @@ def test_long_texts_lose_their_end(tokenizer):
   "change,message",
   [
     ({"prompt": "关于："}, "the prompt '关于：' must hold {} once"),
-    ({"classes": ["tax", "news"]}, "unknown class 'news'; known: sports, tax"),
+    ({"classes": ["tax", "news"]}, "unknown class 'news'; known: tax, sports"),
     ({"classes": ["tax"]}, "2 texts and 1 classes do not make pairs"),
     ({"max_length": 7}, "max_length 7 leaves no room for text beside a prompt of 7 tokens; raise it"),
   ],

@@ -140,6 +140,7 @@ def test_parts_add_up_to_the_whole(case):
     np.testing.assert_allclose(np.concatenate([part[i] for _, part in parts]), gradient, rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_pairs_stay_together_in_microbatches():
   hf = {"vocab_size": 30, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
   dropout = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
