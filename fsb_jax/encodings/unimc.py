@@ -104,7 +104,7 @@ def option_attention(bounds: np.ndarray, length: int) -> np.ndarray:
   return (query == key) | (query == 0) | (key == 0)
 
 
-def mask_text(
+def mask_unimc(
   input_ids: np.ndarray,
   labels: np.ndarray,
   option_bounds: np.ndarray,
@@ -191,7 +191,7 @@ def batch_unimc(
   return batch
 
 
-def only_asked(batch: Mapping[str, np.ndarray], asked: int | None = None) -> dict[str, np.ndarray]:
+def only_asked_unimc(batch: Mapping[str, np.ndarray], asked: int | None = None) -> dict[str, np.ndarray]:
   """A batch whose model scores the vocabulary only where something is asked.
 
   Args:
@@ -226,7 +226,7 @@ def answers_unimc(items: Sequence[Mapping], probabilities: np.ndarray) -> list[d
 
   Args:
     items: as given to `encode_unimc`.
-    probabilities: `[batch, asked]` of `models.option_probabilities`, a row's options first (`only_asked`).
+    probabilities: `[batch, asked]` of `models.option_probabilities`, a row's options first (`only_asked_unimc`).
 
   Returns:
     For each item its `label` (which option), `answer` (its text) and `scores` (one per option).

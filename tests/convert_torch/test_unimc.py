@@ -107,7 +107,7 @@ def predicted(hub, model, items, *, max_length, length=None, asked=None, rows=4)
   for first in range(0, len(items), rows):
     part = {name: values[first : first + rows] for name, values in encoded.items()}
     part["labels"] = [np.full_like(labels, encodings.IGNORED) for labels in part["labels"]]
-    batch = encodings.only_asked(encodings.batch_unimc(part, pad_id=0, length=length), asked)
+    batch = encodings.only_asked_unimc(encodings.batch_unimc(part, pad_id=0, length=length), asked)
     inputs = {name: batch[name] for name in models.input_names(model) if name in batch}
     assert "masked_lm_positions" in inputs
     scores = probabilities(hub.params, inputs, batch["option_mask"], batch["yes_token"])

@@ -15,8 +15,8 @@ from fsb_jax.encodings import (
   bert_tokenizer_from_characters,
   encode_unimc,
   load_tokenizer,
-  mask_text,
-  only_asked,
+  mask_unimc,
+  only_asked_unimc,
 )
 from fsb_jax.encodings.unimc import option_attention
 from fsb_jax.errors import UserError
@@ -118,7 +118,7 @@ def test_as_much_is_hidden_as_by_the_original(chinese):
   rates, hidden, masked, kept, replacements = [], 0, 0, 0, set()
   for sample in range(samples):
     ids, labels, bounds = (encoded[name][sample % len(items)] for name in ("input_ids", "labels", "option_bounds"))
-    new, asked = mask_text(ids, labels, bounds, random=random, mask_id=103, vocab_size=vocabulary)
+    new, asked = mask_unimc(ids, labels, bounds, random=random, mask_id=103, vocab_size=vocabulary)
     asked_text = asked[bounds[-1] :] != IGNORED
     np.testing.assert_array_equal(asked[: bounds[-1]], labels[: bounds[-1]])
     np.testing.assert_array_equal(asked[bounds[-1] :][asked_text], ids[bounds[-1] :][asked_text])
@@ -146,7 +146,7 @@ def test_the_same_generator_hides_the_same(tokenizer):
   before = copy.deepcopy(row)
 
   def masked(seed):
-    return mask_text(*row, random=np.random.default_rng(seed), mask_id=tokenizer.mask_token_id, vocab_size=20)
+    return mask_unimc(*row, random=np.random.default_rng(seed), mask_id=tokenizer.mask_token_id, vocab_size=20)
 
   draws = [masked(seed) for seed in range(30)]
   for seed, draw in enumerate(draws):
@@ -163,7 +163,7 @@ def test_what_may_be_hidden_and_what_stands_in_its_place(tokenizer):
   ids, labels, bounds = (encoded[name][0] for name in ("input_ids", "labels", "option_bounds"))
   random, places, others = np.random.default_rng(0), set(), set()
   for _ in range(1000):
-    new, asked = mask_text(ids, labels, bounds, random=random, mask_id=4, vocab_size=4)
+    new, asked = mask_unimc(ids, labels, bounds, random=random, mask_id=4, vocab_size=4)
     places.update(np.flatnonzero(asked != labels).tolist())
     others.update(new[new != ids].tolist())
   assert places == set(range(bounds[-1], len(ids)))
@@ -272,7 +272,7 @@ def test_only_what_is_asked(tokenizer):
   items = [ITEM, {"texta": "不知道", "choice": ["今天", "好"]}]
   encoded = encode_unimc(tokenizer, items, max_length=64)
   batch = batch_unimc(encoded, pad_id=0)
-  asked = only_asked(batch)
+  asked = only_asked_unimc(batch)
   assert asked["masked_lm_positions"][:, :2].tolist() == [[1, 3], [1, 4]] and asked["labels"].shape == (2, 3)
   assert asked["option_mask"].tolist() == [[True, True, True], [True, True, False]]
   assert asked["option_label"].tolist() == [1, IGNORED]
@@ -281,7 +281,7 @@ def test_only_what_is_asked(tokenizer):
   labels[14:16] = ids[14:16]
   encoded["labels"][0] = labels
   batch = batch_unimc(encoded, pad_id=0)
-  asked = only_asked(batch, asked=6)
+  asked = only_asked_unimc(batch, asked=6)
   assert asked["masked_lm_positions"][0, :5].tolist() == [1, 3, 6, 14, 15]
   for i in range(2):
     kept = batch["labels"][i] != IGNORED
@@ -290,7 +290,7 @@ def test_only_what_is_asked(tokenizer):
       zip(asked["masked_lm_positions"][i][got], asked["labels"][i][got])
     )
   with pytest.raises(UserError, match="a row asks at 5 positions, more than asked=4"):
-    only_asked(batch, asked=4)
+    only_asked_unimc(batch, asked=4)
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def rows(tokenizer):
   encoded = encodings.encode_unimc(tokenizer, ITEMS, max_length=64)
   random = np.random.default_rng(4)
   for i, labels in enumerate(encoded["labels"]):
-    ids, labels = encodings.mask_text(
+    ids, labels = encodings.mask_unimc(
       encoded["input_ids"][i], labels, encoded["option_bounds"][i], random=random,
       mask_id=tokenizer.mask_token_id, vocab_size=len(tokenizer),
     )  # fmt: skip
@@ -262,7 +262,7 @@ def test_neither_padding_nor_what_is_not_asked_changes_anything(family, rows, to
     plain = encodings.batch_unimc(rows, pad_id=tokenizer.pad_token_id)
     longer = encodings.batch_unimc(rows, pad_id=tokenizer.pad_token_id, length=plain["input_ids"].shape[1] + 5)
     loss, scores = loss_and_probabilities(model, params, plain)
-    for other in (longer, encodings.only_asked(longer, asked=12)):
+    for other in (longer, encodings.only_asked_unimc(longer, asked=12)):
       again, same = loss_and_probabilities(model, params, other)
       assert again == pytest.approx(loss, rel=1e-9)
       for one, two in zip(scores, same, strict=True):
@@ -273,7 +273,7 @@ def test_neither_padding_nor_what_is_not_asked_changes_anything(family, rows, to
 def test_training_learns_the_answers(rows, tokenizer):
   config = dataclasses.replace(models.sized("bert", "tiny"), vocab_size=len(tokenizer), num_layers=1)
   model = models.build("bert", config, "masked_lm")
-  batch = encodings.only_asked(encodings.batch_unimc(rows, pad_id=tokenizer.pad_token_id))
+  batch = encodings.only_asked_unimc(encodings.batch_unimc(rows, pad_id=tokenizer.pad_token_id))
   batch["weights"] = np.ones(len(ITEMS), np.float32)
   params = drawn(model, 0.05)
   update = Update(model, OBJECTIVES["unimc"], optax.adam(1e-3), microbatches=len(ITEMS))
@@ -297,6 +297,6 @@ def test_the_order_of_options_does_not_matter(tokenizer):
     model = models.build("bert", config.with_run(dtype="float64", param_dtype="float64"), "masked_lm")
     params = drawn(model)
     batch = encodings.batch_unimc(encodings.encode_unimc(tokenizer, [item, turned], max_length=64), pad_id=0)
-    _, (one, other) = loss_and_probabilities(model, params, encodings.only_asked(batch))
+    _, (one, other) = loss_and_probabilities(model, params, encodings.only_asked_unimc(batch))
   np.testing.assert_allclose(one, other[::-1], rtol=1e-9)
   assert np.ptp(one) > 0.1
