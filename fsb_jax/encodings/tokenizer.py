@@ -1,7 +1,8 @@
 """Tokenizers from Hub folders, without the two seconds of torch that `AutoTokenizer` brings."""
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fsb_jax.errors import UserError
@@ -92,6 +93,30 @@ def bert_tokenizer_from_characters(characters: Iterable[str], folder):
     raise UserError(f"A character vocabulary is made of single visible characters, not of {unfit[0]!r}.")
   (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in (*SPECIAL_TOKENS, *characters)), "utf-8")
   return load_tokenizer(folder)
+
+
+def special_id(tokenizer, name: str) -> int:
+  """Id of the special token called "cls", "sep" or "mask"; UserError where the tokenizer has none."""
+  found = getattr(tokenizer, f"{name}_token_id")
+  if found is None:
+    raise UserError(f"the tokenizer has no {name} token; use that of a masked language model.")
+  return found
+
+
+@contextlib.contextmanager
+def whole_texts(tokenizer) -> Iterator:
+  """The Rust tokenizer under a transformers one, which neither cuts nor pads within the block."""
+  backend = tokenizer.backend_tokenizer
+  truncation, padding = backend.truncation, backend.padding
+  backend.no_padding()
+  backend.no_truncation()
+  try:
+    yield backend
+  finally:
+    if truncation:
+      backend.enable_truncation(**truncation)
+    if padding:
+      backend.enable_padding(**padding)
 
 
 def _tokenizer_class(folder: Path) -> type:

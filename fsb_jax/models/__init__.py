@@ -32,9 +32,11 @@ from fsb_jax.models.outputs import (
   PretrainingOutput,
   QuestionAnsweringOutput,
   SequenceClassificationOutput,
+  TCBertOutput,
   TokenClassificationOutput,
 )
 from fsb_jax.models.positions import LearnedPositions
+from fsb_jax.models.readouts import cosine_similarity, option_logits, option_probabilities, pool
 
 # Families.
 from fsb_jax.models.registry import Family, all_families, build, family, family_of_hub_config, sized
@@ -54,12 +56,14 @@ __all__ = [
   "QuestionAnsweringOutput",
   "Run",
   "SequenceClassificationOutput",
+  "TCBertOutput",
   "TokenClassificationOutput",
   "TransformerConfig",
   "abstract_params",
-  "build",
-  "dummy_ids",
   "all_families",
+  "build",
+  "cosine_similarity",
+  "dummy_ids",
   "family",
   "family_of_hub_config",
   "flatten",
@@ -67,6 +71,9 @@ __all__ = [
   "input_names",
   "may_be_fresh",
   "resize_vocabulary",
+  "option_logits",
+  "option_probabilities",
+  "pool",
   "sized",
   "unflatten",
 ]

@@ -112,7 +112,8 @@ class EncoderModel(nn.Module):
       hidden = hidden + embed(config, config.token_types, "token_type", "token_type_embed")(token_type_ids)
     if config.embedding_norm:
       hidden = config.norm("embedding_norm", config.run)(hidden)
-    if config.mask_embeddings and mask.keys is not None:
-      hidden = hidden * mask.keys[..., None].astype(hidden.dtype)
+    real = mask.real()
+    if config.mask_embeddings and real is not None:
+      hidden = hidden * real[..., None].astype(hidden.dtype)
     hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
     return nn.Dropout(config.dropout.hidden, deterministic=deterministic)(hidden)

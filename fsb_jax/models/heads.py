@@ -4,6 +4,7 @@ A head class says by `uses_pooler` whether the encoder computes its pooler for i
 beyond the first three are inputs of the model with that head, by the same names; they must have defaults.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -126,9 +127,11 @@ class Vocabulary(Decoder):
 
   Attributes:
     transform_activation: after the transform; None takes the feed-forward block's.
+    norm_epsilon: of the norm; None takes the other norms'.
   """
 
   transform_activation: str | None = None
+  norm_epsilon: float | None = None
 
   @nn.compact
   def __call__(self, hidden: jax.Array, attend: Attend, positions: jax.Array | None = None) -> jax.Array:
@@ -139,7 +142,8 @@ class Vocabulary(Decoder):
       hidden, length = jnp.take_along_axis(hidden, positions[..., None], axis=1), None
     hidden = dense(config, (config.token_width,), ("embed", "mlp"), "transform")(hidden)
     hidden = activation(self.transform_activation or config.activations[0])(hidden)
-    hidden = config.norm("norm", config.run)(hidden)
+    norm = config.norm if self.norm_epsilon is None else dataclasses.replace(config.norm, epsilon=self.norm_epsilon)
+    hidden = norm("norm", config.run)(hidden)
     return self.decode(hidden, attend, length)
 
 
@@ -148,9 +152,11 @@ class MaskedLM(Head):
 
   Attributes:
     transform_activation: see `Vocabulary`.
+    norm_epsilon: see `Vocabulary`.
   """
 
   transform_activation: str | None = None
+  norm_epsilon: float | None = None
 
   @nn.compact
   def __call__(
@@ -168,7 +174,7 @@ class MaskedLM(Head):
       deterministic: no dropout.
       masked_lm_positions: int `[batch, asked]`, where to score it; everywhere if not given.
     """
-    vocabulary = Vocabulary(self.config, self.transform_activation, name="masked_lm")
+    vocabulary = Vocabulary(self.config, self.transform_activation, self.norm_epsilon, name="masked_lm")
     logits = vocabulary(encoded.last_hidden_state, attend, masked_lm_positions)
     return outputs.MaskedLMOutput(logits=logits)
 

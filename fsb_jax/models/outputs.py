@@ -77,6 +77,14 @@ class TokenClassificationOutput(Output):
 
 
 @struct.dataclass
+class TCBertOutput(Output):
+  """`logits` `[batch, labels]`, `prediction_logits` `[batch, length, vocab]`."""
+
+  logits: jax.Array
+  prediction_logits: jax.Array
+
+
+@struct.dataclass
 class MultipleChoiceOutput(Output):
   """`logits` `[batch, choices]`."""
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fsb_jax.encodings import IGNORED
+from fsb_jax.models import cosine_similarity, option_logits, pool
 from fsb_jax.models.layers import at_least_float32
 
 Batch = Mapping[str, jax.Array]
@@ -159,6 +160,36 @@ class Objective:
     return sum(value / jnp.maximum(weights[name], 1) for name, value in sums.items())
 
 
+def _option_losses(outputs: Any, batch: Batch) -> jax.Array:
+  """Cross-entropy of a row's options, `[batch]`."""
+  logits = option_logits(outputs.logits, batch["option_mask"], batch["yes_token"])
+  return cross_entropy(logits, jnp.maximum(batch["option_label"], 0))
+
+
+def _pair_counts(batch: Batch) -> jax.Array:
+  """Weight `[batch]` of every pair at its first row: that of its second."""
+  pairs = len(batch["input_ids"]) // 2
+  return jnp.concatenate([_row_weights(batch)[pairs:], jnp.zeros(pairs)])
+
+
+def _pair_losses(outputs: Any, batch: Batch, temperature: float = 0.05) -> jax.Array:
+  """Which text of the second half says the same as each of the first? At the first half's rows, `[batch]`.
+
+  -log softmax(cos(h_i, h'_j) / temperature)[i] (Gao et al. 2021, https://arxiv.org/abs/2104.08821, equation 1).
+  """
+  texts = pool(outputs, batch.get("attention_mask"))
+  pairs = len(texts) // 2
+  cosines = cosine_similarity(texts[:pairs], texts[pairs:]) / temperature
+  # Rows that fill the batch up are no answer.
+  cosines = jnp.where(_row_weights(batch)[pairs:] > 0, cosines, -jnp.inf)
+  losses = cross_entropy(cosines, jnp.arange(pairs))
+  return jnp.concatenate([losses, jnp.zeros_like(losses)])
+
+
+def _row_weights(batch: Batch) -> jax.Array:
+  return batch["weights"] if "weights" in batch else jnp.ones(len(batch["input_ids"]))
+
+
 def _label(name: str) -> Callable[[Batch], jax.Array]:
   return lambda batch: batch[name]
 
@@ -187,6 +218,22 @@ OBJECTIVES: dict[str, Objective] = {
   "causal_lm": Objective(
     (ClassTerm("causal_lm", lambda outputs: outputs.logits[:, :-1], lambda batch: batch["labels"][:, 1:]),)
   ),
+  # Those of `encodings.batch_unimc`: the original's words, and the right option among a row's.
+  "unimc": Objective(
+    (
+      ClassTerm("masked_lm", lambda outputs: outputs.logits, _label("labels")),
+      Term("options", _option_losses, lambda batch: batch["option_label"] >= 0),
+    )
+  ),
+  "tcbert": Objective(
+    (
+      ClassTerm("masked_lm", lambda outputs: outputs.prediction_logits, _label("labels")),
+      ClassTerm("classes", lambda outputs: outputs.logits, _label("class_label")),
+    )
+  ),
+  # Of the encoder alone: row i and row i + batch / 2 are a pair, for SimCSE the same text under two dropouts. They stay
+  # together in interleaved microbatches, as long as those divide the half.
+  "contrastive": Objective((Term("pairs", _pair_losses, _pair_counts),)),
   "next_sentence": Objective((ClassTerm("next_sentence", lambda outputs: outputs.logits, _label("labels")),)),
   "pretraining": Objective(
     (

@@ -5,11 +5,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from convert_torch import engine, load_hub_folder, save_hub_folder
-from convert_torch.hub import param_shapes
-from convert_torch.weights import table
+from convert_torch import load_hub_folder, save_hub_folder
 from test_goldens import ALL
-from tiny_hub import ORIGINALS, assert_close, tensors_of
+from tiny_hub import ORIGINALS, assert_close, assert_recorded_gradients, tensors_of
 
 from fsb_jax import models
 from fsb_jax.training.losses import OBJECTIVES
@@ -47,18 +45,7 @@ def test_outputs_loss_gradients_and_export(family, folder, tmp_path):
 
   if "loss" in expected:
     assert_close(np.asarray(loss), expected["loss"])
-    flat = {path: np.asarray(x) for path, x in models.flatten(gradients).items()}
-    shapes = param_shapes(model)
-    theirs = {}
-    for slot in engine.slots(table(family), hub.config, shapes, prefixed=hub.head != "base"):
-      array = flat[slot.path] if slot.index is None else flat[slot.path][slot.index]
-      theirs[slot.theirs] = slot.row.op.save(array, hub.config)
-    norm = expected["grad_global_norm"]
-    np.testing.assert_allclose(np.sqrt(sum(np.sum(np.square(x)) for x in flat.values())), norm, rtol=1e-4)
-    recorded = {name.removeprefix("grad/"): x for name, x in expected.items() if name.startswith("grad/")}
-    assert recorded
-    for name, reference in recorded.items():
-      np.testing.assert_allclose(theirs[name], reference, rtol=1e-3, atol=1e-6 * norm, err_msg=name)
+    assert_recorded_gradients(hub, gradients, expected)
 
   save_hub_folder(
     tmp_path / "again", hub.params, family=family, config=hub.config, head=hub.head, num_labels=hub.num_labels,

@@ -45,7 +45,7 @@ def test_every_family_can_be_verified(tmp_path, family):
 @pytest.mark.parametrize("family", ORIGINALS)
 def test_a_family_that_transformers_lacks_is_not_held_against_another(family):
   folder = next(ALL.glob(f"{ORIGINALS[family]}_*"))
-  with pytest.raises(UserError, match=f"transformers has no {family} model to verify against"):
+  with pytest.raises(UserError, match=f"transformers has no .* of the {family} family to verify against"):
     verify(folder)
 
 

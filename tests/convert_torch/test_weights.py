@@ -7,7 +7,7 @@ import torch
 from convert_torch import engine
 from convert_torch.hub import param_shapes
 from convert_torch.weights import Row, table
-from tiny_hub import EVERY_HEAD, FAMILIES, torch_class, torch_config
+from tiny_hub import EVERY_HEAD, FAMILIES, HEADS, torch_class, torch_config
 
 from fsb_jax import models
 from fsb_jax.errors import UserError
@@ -50,6 +50,10 @@ def test_every_row_is_used_by_some_head(family):
     for changes in ({}, OTHERWISE.get(family, {}))
     for slot in slots_of(family, head, tie, True, **changes)[0]
   }
+  for head in set(models.family(family).heads) - set(HEADS[family]):
+    config = models.family(family).config_from_hf(torch_config(family, "base").to_dict())
+    shapes = param_shapes(models.build(family, config, head))
+    used |= {slot.row for slot in engine.slots(table(family), config, shapes, prefixed=True)}
   assert [row.ours for row in table(family).rows if row not in used] == []
 
 

@@ -1,14 +1,18 @@
 """Tiny random Hub folders, made by transformers itself."""
 
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from convert_torch import engine
+from convert_torch.weights import table
 from safetensors.numpy import load_file, save_file
 
 from fsb_jax import models
+from fsb_jax.models import registry
 
 SHAPE = dict(
   vocab_size=101,
@@ -46,12 +50,14 @@ ORIGINALS = {"zhouwenwang": "roformer", "erlangshen_longformer": "longformer"}
 FAMILIES = tuple(name for name in models.all_families() if name not in ORIGINALS)
 # The language model's head.
 LM = {name: "masked_lm" if "masked_lm" in models.family(name).heads else "lm" for name in models.all_families()}
-EVERY_HEAD = [(name, head) for name in FAMILIES for head in ("base", *models.family(name).heads)]
+# Heads of the original code are not transformers'.
+HEADS = {name: [h for h in ("base", *models.family(name).heads) if h not in registry._CLASSES] for name in FAMILIES}
+EVERY_HEAD = [(name, head) for name in FAMILIES for head in HEADS[name]]
 # The rest is slow: every day each family meets every third head, beginning with another one.
 TAKING_TURNS = [
   pytest.param(name, head, marks=[] if (FAMILIES.index(name) + place) % 3 == 0 else pytest.mark.slow)
   for name in FAMILIES
-  for place, head in enumerate(("base", *models.family(name).heads))
+  for place, head in enumerate(HEADS[name])
 ]
 
 
@@ -134,6 +140,23 @@ def assert_close(ours, reference, relative=1e-4):
   assert ours.shape == reference.shape
   excess = np.abs(ours - reference) - relative * np.maximum(1, np.abs(reference))
   assert excess.max() <= 0, f"exceeds the tolerance by {excess.max()}"
+
+
+def assert_recorded_gradients(hub, gradients, expected):
+  """Gradients of a folder's parameters against those among its `outputs.npz`, and their norm over all parameters."""
+  flat = {path: np.asarray(x) for path, x in models.flatten(gradients).items()}
+  theirs = {}
+  for slot in engine.slots(table(hub.family), hub.config, {path: x.shape for path, x in flat.items()}, prefixed=True):
+    array = flat[slot.path] if slot.index is None else flat[slot.path][slot.index]
+    theirs[slot.theirs] = slot.row.op.save(array, hub.config)
+  norm = expected["grad_global_norm"]
+  np.testing.assert_allclose(np.sqrt(sum(np.sum(np.square(x)) for x in flat.values())), norm, rtol=1e-4)
+  recorded = {name.removeprefix("grad/"): x for name, x in expected.items() if name.startswith("grad/")}
+  assert recorded
+  for name, reference in recorded.items():
+    for pattern, replacement in table(hub.family).rename:
+      name = re.sub(pattern, replacement, name)
+    np.testing.assert_allclose(theirs[name], reference, rtol=1e-3, atol=1e-6 * norm, err_msg=name)
 
 
 def assert_same_tree(a, b):

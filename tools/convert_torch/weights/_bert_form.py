@@ -6,6 +6,9 @@ from convert_torch.weights import Row
 # Registered buffers that older versions of transformers saved.
 BUFFERS = (r"(.*\.)?embeddings\.(position_ids|token_type_ids)",)
 
+# The original's UniMC and TCBert call the masked language model inside them `bert`; its trainer calls both `model`.
+WRAPPED = ((r"^model\.", ""), (r"^bert\.(?=(bert|deberta|albert|cls|predictions)\.)", ""))
+
 # Checkpoints converted from the first TensorFlow release.
 OLD_NORMS = ((r"\bLayerNorm\.gamma$", "LayerNorm.weight"), (r"\bLayerNorm\.beta$", "LayerNorm.bias"))
 
@@ -82,6 +85,7 @@ def bert_heads() -> tuple[Row, ...]:
     *decoder("cls.predictions", token_embed="bert.embeddings.word_embeddings.weight"),
     *dense("head/next_sentence", "cls.seq_relationship"),
     *dense("head/classifier", "classifier"),
+    *dense("head/linear_classifier", "linear_classifier"),
     *dense("head/span", "qa_outputs"),
   )
 

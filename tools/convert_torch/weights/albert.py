@@ -1,7 +1,7 @@
 """ALBERT: https://github.com/huggingface/transformers, models/albert/modeling_albert.py."""
 
 from convert_torch.weights import Table
-from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, attention, decoder, dense, embeddings, norm
+from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, WRAPPED, attention, decoder, dense, embeddings, norm
 
 OURS, THEIRS = "encoder/group_{i}", "albert.encoder.albert_layer_groups.{i}.albert_layers.0"
 
@@ -25,5 +25,5 @@ TABLE = Table(
     *dense("head/span", "qa_outputs"),
   ),
   ignore=BUFFERS,
-  rename=OLD_NORMS,
+  rename=(*WRAPPED, *OLD_NORMS),
 )

@@ -5,6 +5,7 @@ from convert_torch.weights import Row, Table
 from convert_torch.weights._bert_form import (
   BUFFERS,
   OLD_NORMS,
+  WRAPPED,
   attention,
   decoder,
   dense,
@@ -50,6 +51,7 @@ TABLE = Table(
   ),
   ignore=BUFFERS,
   rename=(
+    *WRAPPED,
     *OLD_NORMS,
     # The authors' own names of the masked language model's head, which `"legacy": false` asks for.
     (r"^lm_predictions\.lm_head\.(dense|LayerNorm)\.", r"cls.predictions.transform.\1."),

@@ -4,7 +4,7 @@ Its norms stand before the sub-layers (`attention.ln`, `ln`), one stands after t
 """
 
 from convert_torch.weights import Table
-from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, attention, bert_heads, dense, embeddings, norm
+from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, WRAPPED, attention, bert_heads, dense, embeddings, norm
 
 OURS, THEIRS = "encoder/layers_{i}", "bert.encoder.layer.{i}"
 
@@ -22,5 +22,5 @@ TABLE = Table(
     *bert_heads(),
   ),
   ignore=BUFFERS,
-  rename=OLD_NORMS,
+  rename=(*WRAPPED, *OLD_NORMS),
 )
