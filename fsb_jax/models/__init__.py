@@ -70,10 +70,10 @@ __all__ = [
   "fresh_values",
   "input_names",
   "may_be_fresh",
-  "resize_vocabulary",
   "option_logits",
   "option_probabilities",
   "pool",
+  "resize_vocabulary",
   "sized",
   "unflatten",
 ]

@@ -182,7 +182,8 @@ def _said(fields: Mapping[str, Any], shape: tuple[int, ...], needed: tuple[int, 
 
 def _other_layers(table: Table, found: Collection[str], config, fields: Mapping[str, Any]) -> list[str]:
   """A line where the files hold more or fewer layers than config.json says."""
-  said = [f"{name}={value}" for name, value in fields.items() if value == config.num_layers and "layer" in name]
+  count, kind = (config.num_layers, "layer") if config.layer_groups is None else (config.layer_groups, "group")
+  said = [f"{name}={value}" for name, value in fields.items() if value == count and kind in name]
   patterns = {re.escape(row.theirs.removeprefix(table.prefix)).replace(r"\{i\}", r"(\d+)") for row in table.rows}
   indices = (
     int(match[1])
@@ -191,9 +192,9 @@ def _other_layers(table: Table, found: Collection[str], config, fields: Mapping[
     if "(" in pattern and (match := re.fullmatch(pattern, name.removeprefix(table.prefix)))
   )
   held = 1 + max(indices, default=-1)
-  if not said or not held or held == config.num_layers:
+  if not said or not held or held == count:
     return []
-  return [f"  ! the files hold {held} layers (config.json says {said[0]})"]
+  return [f"  ! the files hold {held} {kind}s (config.json says {said[0]})"]
 
 
 def read(match: Match, files: WeightFiles, config, shapes: Mapping[str, tuple[int, ...]], dtype) -> dict:
