@@ -50,7 +50,8 @@ def test_every_row_is_used_by_some_head(family):
     for changes in ({}, OTHERWISE.get(family, {}))
     for slot in slots_of(family, head, tie, True, **changes)[0]
   }
-  assert [row.ours for row in table(family).rows if row not in used] == []
+  lacking = set(extraction_heads())  # transformers has none of these
+  assert [row.ours for row in table(family).rows if row not in used | lacking] == []
 
 
 def test_a_parameter_without_a_row_and_a_row_without_a_parameter_are_reported():

@@ -7,7 +7,7 @@ import jax
 import pytest
 import torch
 from convert_torch.hub import param_shapes
-from tiny_hub import FAMILIES, LM, ORIGINALS, torch_class
+from tiny_hub import FAMILIES, HEADS, LM, ORIGINALS, torch_class
 
 from fsb_jax import models
 from fsb_jax.errors import UserError
@@ -177,6 +177,7 @@ def test_unknown_names_are_answered_with_the_known_ones():
 def test_every_head_is_a_class_of_transformers(family):
   chosen = models.family(family)
   assert models.family_of_hub_config(torch_class(family, "base").config_class().to_dict()) is chosen
-  for head in ("base", *chosen.heads):
+  for head in HEADS[family]:
     assert torch_class(family, head).config_class.model_type == chosen.model_type
+  for head in ("base", *chosen.heads):
     assert chosen.head_of(chosen.architecture(head)) == head

@@ -9,6 +9,7 @@ from convert_torch.weights._bert_form import (
   decoder,
   dense,
   embeddings,
+  extraction_heads,
   norm,
 )
 
@@ -47,6 +48,7 @@ TABLE = Table(
     *decoder("cls.predictions", token_embed="deberta.embeddings.word_embeddings.weight"),
     *dense("head/classifier", "classifier"),
     *dense("head/span", "qa_outputs"),
+    *extraction_heads(),
   ),
   ignore=BUFFERS,
   rename=(
