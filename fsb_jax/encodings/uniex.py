@@ -144,9 +144,12 @@ def encode_uniex(tokenizer, item: Mapping, *, max_length: int, cover_last_token:
   bounds = []
   for mark, names in ((_ENTITY, choices.entities), (_ENTITY if choices.events else _RELATION, choices.others)):
     bounds.append([])
+    mark_id = tokenizer.convert_tokens_to_ids(mark)
+    if mark_id == tokenizer.unk_token_id:
+      raise UserError(f"the tokenizer does not know {mark}, which marks what may be found; take a BERT vocabulary.")
     for name in names:
       bounds[-1].append(len(ids))
-      ids += [tokenizer.convert_tokens_to_ids(mark), *token_ids(tokenizer, name)]
+      ids += [mark_id, *token_ids(tokenizer, name)]
     if names:
       bounds[-1].append(len(ids))
       ids.append(separator)
