@@ -39,12 +39,13 @@ class Choices:
 
 def read_choices(choice: Sequence) -> Choices:
   """Reads an item's `choice`; UserError where its parts are of no known form."""
-  if choice and all(isinstance(part, str) for part in choice):
+  kinds = {str if isinstance(part, str) else Mapping if isinstance(part, Mapping) else Sequence for part in choice}
+  if kinds == {str} and not isinstance(choice, str):
     return Choices(tuple(choice))
-  if choice and all(isinstance(part, Mapping) for part in choice):
+  if kinds == {Mapping}:
     roles = {event: tuple((role,) for role in names) for part in choice for event, names in part.items()}
     return Choices(_distinct(role for named in roles.values() for (role,) in named), (*roles, ARGUMENTS), roles, True)
-  if choice and all(isinstance(part, Sequence) and len(part) == 3 and not isinstance(part, str) for part in choice):
+  if kinds == {Sequence} and all(len(part) == 3 for part in choice):
     relations = _distinct(relation for _, relation, _ in choice)
     pairs = {
       relation: _distinct((subject, target) for subject, name, target in choice if name == relation)
@@ -209,7 +210,8 @@ def encode_uniex_labels(
   def cells(entity):
     """Of one entity, those that are not cut off; their channels are set."""
     channel = _known(channels, field(entity, "entity_type", "an entity"))
-    found = [_cell(item["text"], offsets, entity, index) for index in field(entity, "entity_index", "an entity") if index]
+    indices = field(entity, "entity_index", "an entity")
+    found = [_cell(item["text"], offsets, entity, index) for index in indices if index]
     found = [(query + 1 + first, query + 1 + last) for first, last in found if query + 2 + last < length]
     for cell in found:
       labels[cell][[0, channel]] = 1
@@ -254,7 +256,7 @@ def encode_uniex_labels(
 
 
 def pad_uniex(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  """Rows of `encode_uniex` or `encode_uniex_labels` as one batch, each array as long as its longest; padding is masked."""
+  """Rows of `encode_uniex` or `encode_uniex_labels` as one batch, each array as long as its longest, padding masked."""
   batch = {}
   for name in rows[0]:
     shape = np.max([row[name].shape for row in rows], axis=0).astype(int)

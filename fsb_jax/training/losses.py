@@ -228,7 +228,10 @@ OBJECTIVES: dict[str, Objective] = {
     (
       Term("index", extraction.uniex_index, _all_of(lambda batch: batch["span_labels"][..., 0]), 1e5),
       Term(
-        "types", extraction.uniex_types, _all_of(lambda batch: extraction.between_spans(batch["span_labels"], batch)), 1e5
+        "types",
+        extraction.uniex_types,
+        _all_of(lambda batch: extraction.between_spans(batch["span_labels"], batch)),
+        1e5,
       ),
     )
   ),

@@ -7,6 +7,7 @@ import torch
 from convert_torch import engine
 from convert_torch.hub import param_shapes
 from convert_torch.weights import Row, table
+from convert_torch.weights._bert_form import extraction_heads
 from tiny_hub import EVERY_HEAD, FAMILIES, torch_class, torch_config
 
 from fsb_jax import models
