@@ -26,13 +26,18 @@ def torch_multilabel(logits, labels):
 
 
 def values_and_gradients(ours, theirs, logits, labels):
-  with jax.enable_x64(True):
-    value, pull = jax.vjp(lambda x: ours(x, jnp.asarray(labels)), jnp.asarray(logits))
-    weights = RANDOM.normal(size=value.shape)
-    (gradient,) = pull(jnp.asarray(weights))
   tensor = torch.tensor(logits, requires_grad=True)
   expected = theirs(tensor, torch.tensor(labels, dtype=torch.float64))
+  weights = RANDOM.normal(size=expected.shape)
   (expected * torch.from_numpy(weights)).sum().backward()
+
+  @jax.jit
+  def ours_of(x):
+    value, pull = jax.vjp(lambda x: ours(x, jnp.asarray(labels)), x)
+    return value, *pull(jnp.asarray(weights))
+
+  with jax.enable_x64(True):
+    value, gradient = ours_of(jnp.asarray(logits))
   return (value, gradient), (expected.detach().numpy(), tensor.grad.numpy())
 
 
@@ -88,22 +93,26 @@ def rows(tree, part):
 
 @pytest.mark.parametrize("head", ["ubert", "uniex"])
 def test_parts_add_up_and_filling_rows_count_for_nothing(head):
-  outputs, batch = case(head)
   objective = OBJECTIVES[head]
   assert not objective.classifies
-  whole = objective(outputs, batch)
-  weights = objective.weights(batch)
-  parts = sum(objective(rows(outputs, part), rows(batch, part), weights) for part in (slice(0, 1), slice(1, None)))
+
+  @jax.jit
+  def losses(outputs, batch):
+    weights = objective.weights(batch)
+    parts = [objective(rows(outputs, part), rows(batch, part), weights) for part in (slice(0, 1), slice(1, None))]
+    filled = objective(outputs, {**batch, "weights": jnp.array([1.0, 1.0, 1.0, 0.0])})
+    return objective(outputs, batch), sum(parts), filled, objective(rows(outputs, slice(3)), rows(batch, slice(3)))
+
+  whole, parts, filled, short = losses(*case(head))
   np.testing.assert_allclose(parts, whole, rtol=1e-5)
-  filled = {**batch, "weights": jnp.array([1.0, 1.0, 1.0, 0.0])}
-  short = objective(rows(outputs, slice(3)), rows(batch, slice(3)))
-  np.testing.assert_allclose(objective(outputs, filled), short, rtol=1e-5)
+  np.testing.assert_allclose(filled, short, rtol=1e-5)
   assert abs(short - whole) > 1e-3 * abs(whole)
 
 
 def test_uniexs_parts():
   outputs, batch = case("uniex")
-  sums, weights = OBJECTIVES["uniex"].sums(outputs, batch), OBJECTIVES["uniex"].weights(batch)
+  objective = OBJECTIVES["uniex"]
+  sums, weights = jax.jit(lambda *given: (objective.sums(*given), objective.weights(given[1])))(outputs, batch)
   rows, columns = batch["span_positions"][:, :, None], batch["span_positions"][:, None]
   masks, labels = (np.asarray(batch[name]) for name in ("span_labels_mask", "span_labels"))
   of_row = np.arange(BATCH)[:, None, None]
