@@ -76,7 +76,7 @@ def test_relations_take_the_better_of_both_ends(tokenizer):
   item = {**ITEM, "choice": RELATIONS}
   # Options: 人 地 在 离 邻; 甲乙 is a 人, 丙 and 丁戊 are 地.
   found = ((0, 1, 0, 3.0), (2, 2, 1, 3.0), (3, 4, 1, 3.0))
-  scores = logits(5, *found, (0, 2, 2, 1.0), (1, 2, 3, 2.0), (1, 2, 4, 9.0), (3, 2, 4, -1.0), (0, 3, 4, 9.0))
+  scores = logits(5, *found, (0, 2, 2, 1.0), (1, 2, 3, 2.0), (1, 2, 4, 9.0), (3, 2, 4, -1.0), (0, 3, 4, 9.0), (2, 2, 4, 9.0))
   answer = decode_uniex(tokenizer, item, scores)
   (relation,) = answer["spo_list"]
   assert (relation["predicate"], relation["score"]) == ("离", logistic(2))
@@ -99,26 +99,29 @@ def test_too_many_entities_have_no_relations(tokenizer):
 
 def test_arguments_go_to_the_trigger_they_are_tied_to(tokenizer):
   item = {**ITEM, "text": TEXT * 3, "choice": EVENTS}
-  # Options: 触发词 方 时 聚 散 触发词与要素; two triggers of 聚, 3 is tied to the second, 5 is of 散, which has none.
-  parts = [(0, 0, 0, 3), (1, 1, 0, 3), (3, 3, 1, 3), (5, 5, 2, 4)]
+  # Options: 触发词 方 时 聚 散 触发词与要素; two triggers of 聚, 3 is tied to the second; 5 and 7 are of 散, which has no
+  # trigger, so it matters not to which they are tied.
+  parts = [(0, 0, 0, 3), (1, 1, 0, 3), (3, 3, 1, 3), (5, 5, 2, 4), (7, 7, 2, 4)]
   scores = np.full((20, 20, 6), -5.0)
   for first, last, role, event in parts:
     scores[first + 1, last + 1, [role, event]] = 2.0, 1.0
-  scores[1, 4, -1], scores[2, 4, -1] = 0.5, 0.7
+  scores[1, 4, -1], scores[2, 4, -1], scores[1, 8, -1], scores[2, 6, -1] = 0.5, 0.7, 0.9, 0.9
   events = decode_uniex(tokenizer, item, scores)["event_list"]
   assert [(e["event_type"], [(a["entity_type"], a["entity_index"]) for a in e["args"]]) for e in events] == [
     ("聚", [("触发词", [[0, 0]])]),
     ("聚", [("触发词", [[1, 1]]), ("方", [[3, 3]])]),
-    ("散", [("时", [[5, 5]])]),
+    ("散", [("时", [[5, 5]]), ("时", [[7, 7]])]),
   ]
   assert events[0]["args"][0]["entity_score"] == logistic(2)
   mean = (1 / (1 + np.exp(-2)) + 1 / (1 + np.exp(-1))) / 2
   assert decode_uniex(tokenizer, item, scores, event_threshold=mean + 1e-6)["event_list"] == []
-  # Seven parts are more than a quarter of 24 tokens; those that end before they begin are none.
-  for first, last in ((7, 7), (8, 8), (9, 8)):
-    scores[first + 1, last + 1, [1, 3]] = 2.0
+  # Chosen spans are parts whatever their probability, but not where they end before they begin.
+  chosen = [(first, last) for first, last, _, _ in parts]
+  assert decode_uniex(tokenizer, item, scores, spans=[*chosen, (9, 8)], event_threshold=1.0)["event_list"] == events
+  # Seven parts are more than a quarter of 24 tokens.
+  scores[10, 10, [1, 3]] = 2.0
   assert decode_uniex(tokenizer, item, scores)["event_list"]
-  scores[11, 11, [1, 3]] = 2.0
+  scores[12, 12, [1, 3]] = 2.0
   assert decode_uniex(tokenizer, item, scores)["event_list"] == []
 
 
