@@ -76,7 +76,8 @@ def test_relations_take_the_better_of_both_ends(tokenizer):
   item = {**ITEM, "choice": RELATIONS}
   # Options: 人 地 在 离 邻; 甲乙 is a 人, 丙 and 丁戊 are 地.
   found = ((0, 1, 0, 3.0), (2, 2, 1, 3.0), (3, 4, 1, 3.0))
-  scores = logits(5, *found, (0, 2, 2, 1.0), (1, 2, 3, 2.0), (1, 2, 4, 9.0), (3, 2, 4, -1.0), (0, 3, 4, 9.0), (2, 2, 4, 9.0))
+  ends = ((0, 2, 2, 1.0), (1, 2, 3, 2.0), (1, 2, 4, 9.0), (3, 2, 4, -1.0), (0, 3, 4, 9.0), (2, 2, 4, 9.0))
+  scores = logits(5, *found, *ends)
   answer = decode_uniex(tokenizer, item, scores)
   (relation,) = answer["spo_list"]
   assert (relation["predicate"], relation["score"]) == ("离", logistic(2))
@@ -99,8 +100,8 @@ def test_too_many_entities_have_no_relations(tokenizer):
 
 def test_arguments_go_to_the_trigger_they_are_tied_to(tokenizer):
   item = {**ITEM, "text": TEXT * 3, "choice": EVENTS}
-  # Options: 触发词 方 时 聚 散 触发词与要素; two triggers of 聚, 3 is tied to the second; 5 and 7 are of 散, which has no
-  # trigger, so it matters not to which they are tied.
+  # Options: 触发词 方 时 聚 散 触发词与要素. 聚 has two triggers, 3 is tied to the second; 5 and 7 are of 散, which has
+  # none, so that it does not matter to which they are tied.
   parts = [(0, 0, 0, 3), (1, 1, 0, 3), (3, 3, 1, 3), (5, 5, 2, 4), (7, 7, 2, 4)]
   scores = np.full((20, 20, 6), -5.0)
   for first, last, role, event in parts:
