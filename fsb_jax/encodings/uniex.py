@@ -39,13 +39,17 @@ class Choices:
 
 def read_choices(choice: Sequence) -> Choices:
   """Reads an item's `choice`; UserError where its parts are of no known form."""
-  kinds = {str if isinstance(part, str) else Mapping if isinstance(part, Mapping) else Sequence for part in choice}
-  if kinds == {str} and not isinstance(choice, str):
+  parts = list(choice) if isinstance(choice, (list, tuple)) else []
+
+  def all_are(*kinds):
+    return bool(parts) and all(isinstance(part, kinds) for part in parts)
+
+  if all_are(str):
     return Choices(tuple(choice))
-  if kinds == {Mapping}:
+  if all_are(Mapping):
     roles = {event: tuple((role,) for role in names) for part in choice for event, names in part.items()}
     return Choices(_distinct(role for named in roles.values() for (role,) in named), (*roles, ARGUMENTS), roles, True)
-  if kinds == {Sequence} and all(len(part) == 3 for part in choice):
+  if all_are(list, tuple) and all(len(part) == 3 for part in parts):
     relations = _distinct(relation for _, relation, _ in choice)
     pairs = {
       relation: _distinct((subject, target) for subject, name, target in choice if name == relation)

@@ -162,6 +162,7 @@ def test_types_are_asked_of_the_items_own_spans_alone(tokenizer):
   "item,message",
   [
     ({"choice": "人"}, "choice '人' is neither types"),
+    ({"choice": [1]}, r"choice \[1\] is neither types"),
     ({"choice": []}, r"choice \[\] is neither types"),
     ({"choice": ["人", ["人", "在", "地"]]}, "is neither types"),
     ({"choice": ["人"], "entity_list": [entity("地", 0, 1)]}, "'地' is not in the item's choice, which has '人'"),
