@@ -6,14 +6,15 @@ from pathlib import Path
 from convert_torch.weights import table
 
 from fsb_jax import models
+from fsb_jax.models import registry
 
 TARGET = Path(__file__).with_name("families.md")
 HEADER = """# Model families
 
 Made by `python docs/families.py`. Every family is read from and written to Hub folders (`fsb convert import` and
 `export`), runs with its layers stacked (`scan_layers`) or one by one, and trains on any mesh. Every head is compared
-with the reference named here: outputs, hidden states, loss and the gradient of every parameter. `tcbert` is a head of
-the original code and compared with its outputs.
+with the reference named here: outputs, hidden states, loss and the gradient of every parameter. Heads that
+`transformers` lacks ({heads}) are compared on one family with what the original code computed.
 
 | family | checkpoints | heads besides `base` | sizes | reference |
 |---|---|---|---|---|
@@ -32,7 +33,8 @@ def rows():
 
 def text():
   """The whole file."""
-  return HEADER + "".join(rows())
+  heads = ", ".join(f"`{head}`" for head in registry._CLASSES)
+  return HEADER.format(heads=heads) + "".join(rows())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Nothing here reads files or imports torch, transformers or TensorFlow.
 """
 
 # Configuration.
-from fsb_jax.models.config import Dropout, Run, TransformerConfig
+from fsb_jax.models.config import Dropout, HeadSizes, Run, TransformerConfig
 
 # Models and what they return.
 from fsb_jax.models.encoder import EncoderModel
@@ -47,6 +47,7 @@ __all__ = [
   "Dropout",
   "EncoderModel",
   "Family",
+  "HeadSizes",
   "LearnedPositions",
   "Mask",
   "MaskedLMOutput",

@@ -32,6 +32,22 @@ class Dropout:
         raise UserError(f"a dropout rate must be at least 0 and below 1, not {rate}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadSizes:
+  """Widths inside heads that have one of their own, by their names in config.json.
+
+  They lie in the config, because they are facts of a checkpoint that config.json says and that every folder of ours
+  keeps there; a head reads its own.
+
+  Attributes:
+    biaffine_size: of Ubert's query and key.
+    triaffine_hidden_size: of UniEX's start, end and type.
+  """
+
+  biaffine_size: int = 256
+  triaffine_hidden_size: int = 256
+
+
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _KNOWN_CHOICES = {
   "dtype": _DTYPES,
@@ -95,6 +111,7 @@ class TransformerConfig:
     tie_embeddings: language-model heads decode with the token embedding.
     pad_token_id: id that fills short rows; looking it up does not train its row. None for none.
     initializer_range: standard deviation of freshly drawn kernels and tables.
+    head_sizes: of the heads that have a width of their own.
   """
 
   vocab_size: int
@@ -123,6 +140,7 @@ class TransformerConfig:
   pad_token_id: int | None = 0
   initializer_range: float = 0.02
   dropout: Dropout = Dropout()
+  head_sizes: HeadSizes = HeadSizes()
   run: Run = Run()
 
   def __post_init__(self):

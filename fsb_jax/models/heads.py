@@ -62,7 +62,7 @@ def fold_choices(
   if not getattr(head, "takes_choices", False):
     return None, arrays
   if input_ids.ndim != 3:
-    raise ValueError(f"multiple choice takes input_ids [batch, choices, length], got shape {input_ids.shape}")
+    raise ValueError(f"this head takes input_ids [batch, choices, length], got shape {input_ids.shape}")
   return input_ids.shape[:2], [x if x is None else x.reshape(-1, *x.shape[2:]) for x in arrays]
 
 
@@ -91,7 +91,7 @@ def with_head(
     return encoded
   result = head(encoded, attend, deterministic, **given)
   if choices is not None:
-    result = result.replace(logits=result.logits.reshape(choices))
+    result = jax.tree.map(lambda x: x.reshape(*choices, *x.shape[1:]), result)
   return result.replace(hidden_states=encoded.hidden_states, attentions=encoded.attentions)
 
 
@@ -314,9 +314,9 @@ class MultipleChoice(Head):
 
   @nn.compact
   def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.MultipleChoiceOutput:
-    """Returns logits `[batch * choices, 1]`, which the model folds to `[batch, choices]`."""
+    """Returns logits `[batch * choices]`, which the model folds to `[batch, choices]`."""
     x = self.drop(encoded.pooler_output, deterministic)
-    logits = dense(self.config, (1,), ("embed", "labels"), "classifier")(x)
+    logits = dense(self.config, (1,), ("embed", "labels"), "classifier")(x)[:, 0]
     return outputs.MultipleChoiceOutput(logits=logits)
 
 
@@ -335,12 +335,14 @@ class SummaryClassification(Head):
   summary_dropout: float = 0.0
   classifier: str = "classifier"
 
-  output = outputs.SequenceClassificationOutput
-
   @property
   def classes(self) -> int:
     """How many scores there are."""
     return self.num_labels
+
+  def output(self, logits: jax.Array) -> outputs.Output:
+    """What is returned of scores `[batch, classes]`."""
+    return outputs.SequenceClassificationOutput(logits=logits)
 
   @nn.compact
   def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool):
@@ -350,15 +352,18 @@ class SummaryClassification(Head):
       x = activation(self.summary_activation)(dense(config, (config.embed_dim,), ("embed", "mlp"), "summary")(x))
     x = nn.Dropout(self.summary_dropout, deterministic=deterministic)(x)
     logits = dense(config, (self.classes,), ("embed", "labels"), self.classifier)(x)
-    return self.output(logits=logits)
+    return self.output(logits)
 
 
 class SummaryMultipleChoice(SummaryClassification):
   """A score for every choice from one of its tokens; see `MultipleChoice`."""
 
   takes_choices = True
-  output = outputs.MultipleChoiceOutput
   classes = 1
+
+  def output(self, logits: jax.Array) -> outputs.MultipleChoiceOutput:
+    """Of scores `[batch * choices, 1]`, see `MultipleChoice`."""
+    return outputs.MultipleChoiceOutput(logits=logits[:, 0])
 
 
 class QuestionAnswering(Head):

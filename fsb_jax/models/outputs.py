@@ -92,6 +92,21 @@ class MultipleChoiceOutput(Output):
 
 
 @struct.dataclass
+class UbertOutput(Output):
+  """`span_logits` `[batch, labels, start, end]`: above zero where a span probably is one of that label."""
+
+  span_logits: jax.Array
+
+
+@struct.dataclass
+class UniexOutput(Output):
+  """`index_logits` `[batch, text, text]`, `type_logits` `[batch, spans, spans, types - 1]`, see `Uniex`."""
+
+  index_logits: jax.Array
+  type_logits: jax.Array
+
+
+@struct.dataclass
 class QuestionAnsweringOutput(Output):
   """`start_logits` and `end_logits` `[batch, length]`."""
 

@@ -71,7 +71,7 @@ _CLASS_SUFFIX = {
   "question_answering_simple": "ForQuestionAnsweringSimple",
 }
 # Heads of the original code, whose classes are named alike on every encoder.
-_CLASSES: dict[str, str] = {"tcbert": "TCBertModel"}
+_CLASSES: dict[str, str] = {"tcbert": "TCBertModel", "ubert": "UbertModel", "uniex": "UniEXBertModel"}
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from fsb_jax.encodings import IGNORED
 from fsb_jax.models import cosine_similarity, option_logits, pool
 from fsb_jax.models.layers import at_least_float32
+from fsb_jax.training import extraction_losses as extraction
 
 Batch = Mapping[str, jax.Array]
 Terms = dict[str, jax.Array]
@@ -199,6 +200,11 @@ def _position(name: str) -> Callable[[Batch], jax.Array]:
   return lambda batch: jnp.where(batch[name] < batch["input_ids"].shape[1], batch[name], IGNORED)
 
 
+def _all_of(cells: Callable[[Batch], jax.Array]) -> Callable[[Batch], jax.Array]:
+  """Counts of a mean over as many values as an array of the batch has."""
+  return lambda batch: jnp.ones(cells(batch).shape)
+
+
 _classes = Objective((ClassTerm("classes", lambda outputs: outputs.logits, _label("labels")),))
 
 _span = Objective(
@@ -255,6 +261,24 @@ OBJECTIVES: dict[str, Objective] = {
         "replaced_tokens",
         lambda outputs: jnp.stack([jnp.zeros_like(outputs.logits), outputs.logits], -1),
         lambda batch: jnp.where(batch["attention_mask"] == 1, batch["labels"], IGNORED),
+      ),
+    )
+  ),
+  "ubert": Objective(
+    (
+      Term("cells", extraction.ubert_cells, _all_of(lambda batch: batch["span_labels"]), 1000.0),
+      Term("labels", extraction.ubert_labels, _all_of(lambda batch: batch["span_labels"][:, :, 0, 0]), 10.0),
+      Term("spans", extraction.ubert_spans, _all_of(lambda batch: batch["span_labels"][:, 0]), 10.0),
+    )
+  ),
+  "uniex": Objective(
+    (
+      Term("index", extraction.uniex_index, _all_of(lambda batch: batch["span_labels"][..., 0]), 1e5),
+      Term(
+        "types",
+        extraction.uniex_types,
+        _all_of(lambda batch: extraction.between_spans(batch["span_labels"], batch)),
+        1e5,
       ),
     )
   ),

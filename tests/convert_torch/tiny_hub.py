@@ -50,9 +50,11 @@ ORIGINALS = {"zhouwenwang": "roformer", "erlangshen_longformer": "longformer"}
 FAMILIES = tuple(name for name in models.all_families() if name not in ORIGINALS)
 # The language model's head.
 LM = {name: "masked_lm" if "masked_lm" in models.family(name).heads else "lm" for name in models.all_families()}
-# Heads of the original code are not transformers'.
-HEADS = {name: [h for h in ("base", *models.family(name).heads) if h not in registry._CLASSES] for name in FAMILIES}
-EVERY_HEAD = [(name, head) for name in FAMILIES for head in HEADS[name]]
+# Heads of each, without those of the original code, which transformers lacks.
+HEADS = {
+  name: ["base", *(head for head in models.family(name).heads if head not in registry._CLASSES)] for name in FAMILIES
+}
+EVERY_HEAD = [(name, head) for name, heads in HEADS.items() for head in heads]
 # The rest is slow: every day each family meets every third head, beginning with another one.
 TAKING_TURNS = [
   pytest.param(name, head, marks=[] if (FAMILIES.index(name) + place) % 3 == 0 else pytest.mark.slow)

@@ -181,4 +181,5 @@ def test_every_head_is_a_class_of_transformers(family):
   assert models.family_of_hub_config(torch_class(family, "base").config_class().to_dict()) is chosen
   for head in HEADS[family]:
     assert torch_class(family, head).config_class.model_type == chosen.model_type
+  for head in ("base", *chosen.heads):
     assert chosen.head_of(chosen.architecture(head)) == head

@@ -246,3 +246,31 @@ def test_a_family_that_does_not_divide_is_refused_before_compiling():
   config = dataclasses.replace(config_for(partitioner, dtype="float32", param_dtype="float32"), num_heads=4)
   with pytest.raises(Exception, match=r"attention/(query|key|value)/.*heads -> 'tensor' splits 4 into 8 parts"):
     partitioner.validate(models.abstract_params(models.build("bert", config, HEAD)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["ubert", "uniex"])
+def test_heads_that_score_spans_equal_one_device(head):
+  random = np.random.default_rng(0)
+  rows, labels = ((8, 3, 16), (8, 3, 16, 16)) if head == "ubert" else ((8, 16), (8, 16, 16, 4))
+  batch = {
+    "input_ids": random.integers(1, 101, rows).astype(np.int32),
+    "attention_mask": np.ones(rows, np.int32),
+    "span_labels": random.integers(0, 2, labels).astype(np.int8),
+    "span_labels_mask": random.choice([0, -10000], labels).astype(np.int16),
+    "weights": np.array([1] * 7 + [0], np.float32),
+  }
+  if head == "uniex":
+    batch["attention_mask"] = random.integers(0, 2, (8, 16, 16)).astype(np.int8)
+    batch["label_positions"] = np.tile(np.arange(4, dtype=np.int32), (8, 1))
+    batch["span_positions"] = np.tile(np.arange(5, 11, dtype=np.int32), (8, 1))
+  partitioner = Partitioner({"data": 2, "fsdp": 2, "tensor": 2})
+  sizes = {"head_sizes": models.HeadSizes(biaffine_size=16, triaffine_hidden_size=16)}
+  with jax.enable_x64(True):
+    params, want, want_metrics = on_one_device(batch, {"head": head}, **sizes)
+    config = dataclasses.replace(config_for(partitioner), **sizes)
+    got, metrics = one_step(partitioner, params, batch, config, head=head)
+    assert float(metrics["loss"]) == pytest.approx(float(want_metrics["loss"]), rel=1e-9)
+    slopes = [jax.tree.leaves(cut(gradients(state), params)) for state in (got, want)]
+  for ours, expected in zip(*slopes, strict=True):
+    np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-9 * float(want_metrics["gradient_norm"]))

@@ -1,9 +1,10 @@
 """Hub config fields that the BERT-shaped families share."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from fsb_jax.errors import UserError
-from fsb_jax.models.config import Dropout, TransformerConfig
+from fsb_jax.models.config import Dropout, HeadSizes, TransformerConfig
 from fsb_jax.models.layers import ACTIVATIONS, NormSpec
 
 # Options that change what the model computes and that the core does not have: (field, the only value we read).
@@ -21,6 +22,7 @@ _DEFAULTS = {
   "pad_token_id": 0,
   "tie_word_embeddings": True,
 }
+_HEAD_SIZES = tuple(field.name for field in dataclasses.fields(HeadSizes))
 _SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
@@ -65,6 +67,7 @@ def shared_fields(hf: Mapping, defaults: Mapping) -> dict:
       attention=read["attention_probs_dropout_prob"],
       classifier=read["classifier_dropout"],
     ),
+    head_sizes=HeadSizes(**{name: read[name] for name in _HEAD_SIZES if name in read}),
   )
 
 
@@ -85,5 +88,6 @@ def shared_to_hf(config: TransformerConfig) -> dict:
     hidden_dropout_prob=config.dropout.hidden,
     attention_probs_dropout_prob=config.dropout.attention,
     classifier_dropout=config.dropout.classifier,
+    **dataclasses.asdict(config.head_sizes),
     **({"max_position_embeddings": config.positions.length} if hasattr(config.positions, "length") else {}),
   )

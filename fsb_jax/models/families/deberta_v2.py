@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from fsb_jax.errors import UserError
 from fsb_jax.models.config import TransformerConfig
 from fsb_jax.models.disentangled import ConvolutionSpec, DisentangledAttention, DisentangledPositions
+from fsb_jax.models.extraction import EXTRACTION_HEADS
 from fsb_jax.models.families._bert_form import require_values, shared_fields, shared_to_hf
 from fsb_jax.models.heads import HEADS
 from fsb_jax.models.layers import ACTIVATIONS, NormSpec
@@ -103,5 +104,8 @@ FAMILY = Family(
     "erlangshen_710m": _size(24, 1536, 24),
     "unimc_1_4b": _size(48, 1536, 24),
   },
-  heads={name: head for name, head in HEADS.items() if name not in ("pretraining", "next_sentence")},
+  heads={
+    **{name: head for name, head in HEADS.items() if name not in ("pretraining", "next_sentence")},
+    **EXTRACTION_HEADS,
+  },
 )

@@ -1,7 +1,17 @@
 """ALBERT: https://github.com/huggingface/transformers, models/albert/modeling_albert.py."""
 
 from convert_torch.weights import Table
-from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, WRAPPED, attention, decoder, dense, embeddings, norm
+from convert_torch.weights._bert_form import (
+  BUFFERS,
+  OLD_NORMS,
+  WRAPPED,
+  attention,
+  decoder,
+  dense,
+  embeddings,
+  extraction_heads,
+  norm,
+)
 
 OURS, THEIRS = "encoder/group_{i}", "albert.encoder.albert_layer_groups.{i}.albert_layers.0"
 
@@ -23,6 +33,7 @@ TABLE = Table(
     *dense("head/sentence_order", "sop_classifier.classifier"),
     *dense("head/classifier", "classifier"),
     *dense("head/span", "qa_outputs"),
+    *extraction_heads(),
   ),
   ignore=BUFFERS,
   rename=(*WRAPPED, *OLD_NORMS),

@@ -10,6 +10,7 @@ from convert_torch.weights._bert_form import (
   decoder,
   dense,
   embeddings,
+  extraction_heads,
   norm,
 )
 
@@ -48,6 +49,7 @@ TABLE = Table(
     *decoder("cls.predictions", token_embed="deberta.embeddings.word_embeddings.weight"),
     *dense("head/classifier", "classifier"),
     *dense("head/span", "qa_outputs"),
+    *extraction_heads(),
   ),
   ignore=BUFFERS,
   rename=(
