@@ -81,6 +81,7 @@ class TransformerConfig:
     positions: a position object, see `positions.py`.
     attention: the module of self-attention.
     convolution: of the embeddings, joined after the first layer, see `disentangled.py`; None for none.
+    ngrams: a side encoder of n-grams, joined after every layer, see `ngram.py`; None for none.
     activations: one name for a plain feed-forward block, two for a gated one.
     norm: kind and epsilon of every normalisation.
     norm_placement: "post" normalises after the residual sum, "pre" before each sub-layer.
@@ -107,6 +108,7 @@ class TransformerConfig:
   positions: Any = LearnedPositions(length=512)
   attention: type[Attention] = Attention
   convolution: Any = None
+  ngrams: Any = None
   activations: tuple[str, ...] = ("gelu",)
   norm: NormSpec = NormSpec()
   norm_placement: Literal["pre", "post"] = "post"

@@ -19,12 +19,12 @@ class Context:
 
   Attributes:
     shared: the position scheme's, see `Positions.shared`.
-    convolved: what joins the first layer's output, with a method `join`; None where nothing does.
+    joined: what joins the layers' outputs, by its method `join(hidden, per_layer)`; None where nothing does.
   """
 
   mask: Mask
   shared: Any = None
-  convolved: Any = None
+  joined: Any = None
   deterministic: bool = struct.field(pytree_node=False, default=True)
   output_hidden_states: bool = struct.field(pytree_node=False, default=False)
   output_attentions: bool = struct.field(pytree_node=False, default=False)
@@ -43,8 +43,7 @@ class Block(nn.Module):
 
     Args:
       hidden: `[batch, length, embed]`.
-      per_layer: this layer's slice of what differs by layer; None where nothing does. With a convolution, whether the
-        layer is the first.
+      per_layer: this layer's slice of what differs by layer, for `context.joined`; None where nothing does.
       context: what all layers share.
 
     Returns:
@@ -68,8 +67,8 @@ class Block(nn.Module):
 
     hidden = residual(hidden, attention, "attention_norm")
     hidden = residual(hidden, Mlp(config, name="mlp"), "mlp_norm")
-    if context.convolved is not None:
-      hidden = jnp.where(per_layer, context.convolved.join(hidden), hidden)
+    if context.joined is not None:
+      hidden = context.joined.join(hidden, per_layer)
     hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
     return hidden, (hidden if context.output_hidden_states else None, probabilities)
 
@@ -109,7 +108,7 @@ class Stack(nn.Module):
     context = context.replace(shared=config.positions.shared(config, jax.tree.leaves(hidden)[0].shape[1]))
     if config.convolution is not None:
       convolution = config.convolution(config, "convolution")
-      context = context.replace(convolved=convolution(hidden, context.mask.real(), context.deterministic))
+      context = context.replace(joined=convolution(hidden, context.mask.real(), context.deterministic))
       per_layer = jnp.arange(config.num_layers) == 0
     first, layers = hidden, []
     if config.layer_groups is not None:
