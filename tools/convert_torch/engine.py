@@ -189,9 +189,9 @@ def _constants(table: Table, strip: str, names: Collection[str]) -> Iterator[tup
     if not wildcard:
       yield constant, make
       continue
-    layers = itertools.takewhile(lambda i: any(name.startswith(f"{before}{i}.") for name in names), itertools.count())
-    for i in layers:
-      yield constant.replace("{i}", str(i)), make
+    layers = {name.removeprefix(before).partition(".")[0] for name in names if name.startswith(before)}
+    for i in sorted(layers, key=int):
+      yield constant.replace("{i}", i), make
 
 
 def _tied_copies(table: Table, config, strip: str) -> dict[str, str]:
