@@ -37,8 +37,8 @@ class NgramForm:
   """How the n-grams that a text holds become arrays.
 
   Attributes:
-    order: in which they are taken, until there is no room for more. "shuffled" as in ZEN 1's training and scripts, which
-      makes two passes over a text differ; "found" (shorter ones first, then earlier ones) does not. "by_id" in ZEN 2.
+    order: in which they are taken, until there is no room for more. "shuffled" in ZEN 1, so that two passes over a text
+      differ; "found", shorter ones first, then earlier ones, where they must not. "by_id" in ZEN 2.
     weights: what a token takes in of the n-grams that cover it: "ones" all of each (ZEN 1); "shares" in proportion to
       their frequencies (ZEN 2); "whole_shares" the same cut to whole numbers, which leaves tokens that one n-gram alone
       covers (what ZEN 2's script for whole texts makes of it; its script for tokens leaves nothing, as if there were

@@ -10,6 +10,7 @@ from convert_torch.hub import param_shapes
 from convert_torch.weights import table
 from test_goldens import ALL
 from tiny_hub import ORIGINALS, assert_close, tensors_of
+from torch_reference import QUICK
 
 from fsb_jax import models
 from fsb_jax.training.losses import OBJECTIVES
@@ -49,7 +50,8 @@ def test_outputs_loss_gradients_and_export(family, folder, tmp_path):
     outputs = model.apply({"params": params}, **inputs, output_hidden_states=True)
     return OBJECTIVES[hub.head](outputs, given) if "loss" in expected else 0.0, outputs
 
-  (loss, outputs), gradients = jax.value_and_grad(loss_and_outputs, has_aux=True)(hub.params)
+  step = jax.jit(jax.value_and_grad(loss_and_outputs, has_aux=True), compiler_options=QUICK)
+  (loss, outputs), gradients = step(hub.params)
   for name, reference in expected.items():
     field, layer = field_and_layer(name)
     value = getattr(outputs, field, None)

@@ -92,9 +92,9 @@ def test_shares_of_frequencies(lexicon, tokenizer):
       expected[place, slot] = weight
     np.testing.assert_allclose(arrays["ngram_position_matrix"][0], expected, rtol=1e-6)
     compared += len(case["matrix_nonzero"])
-    whole = encode_ngrams(
-      [ids], [np.zeros_like(ids)], lexicon, NgramForm(order="by_id", weights="whole_shares"), length=LENGTH, ngrams=SLOTS
-    )["ngram_position_matrix"][0]
+    form = NgramForm(order="by_id", weights="whole_shares")
+    arrays = encode_ngrams([ids], [np.zeros_like(ids)], lexicon, form, length=LENGTH, ngrams=SLOTS)
+    whole = arrays["ngram_position_matrix"][0]
     alone = (np.count_nonzero(expected, axis=1) == 1)[:, None] & (expected > 0)
     np.testing.assert_array_equal(whole, alone)
     assert case is not DATA["zen2_extract_ngram_feature"][0] or 0 < whole.sum() < np.count_nonzero(expected)
