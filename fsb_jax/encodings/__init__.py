@@ -3,6 +3,7 @@
 from fsb_jax.encodings.documents import encode_documents
 from fsb_jax.encodings.extraction_scores import cell_scores, entity_scores, event_scores, relation_scores
 from fsb_jax.encodings.masking import IGNORED, asked_positions, mask_words
+from fsb_jax.encodings.ngrams import NgramForm, NgramLexicon, encode_ngrams, read_ngrams
 from fsb_jax.encodings.pairs import encode_pairs
 from fsb_jax.encodings.tcbert import encode_tcbert
 from fsb_jax.encodings.tokenizer import bert_tokenizer_from_characters, load_tokenizer, save_tokenizer
@@ -13,6 +14,8 @@ from fsb_jax.encodings.unimc import answers_unimc, batch_unimc, encode_unimc, ma
 
 __all__ = [
   "IGNORED",
+  "NgramForm",
+  "NgramLexicon",
   "answers_unimc",
   "asked_positions",
   "batch_unimc",
@@ -22,6 +25,7 @@ __all__ = [
   "decode_ubert",
   "decode_uniex",
   "encode_documents",
+  "encode_ngrams",
   "encode_pairs",
   "encode_tcbert",
   "encode_ubert",
@@ -38,6 +42,7 @@ __all__ = [
   "mask_words",
   "only_asked_unimc",
   "pad_uniex",
+  "read_ngrams",
   "relation_scores",
   "save_tokenizer",
 ]

@@ -98,6 +98,7 @@ class TransformerConfig:
     attention: the module of self-attention.
     convolution: of the embeddings, joined after the first layer, see `disentangled.py`; None for none.
     window: how far tokens see, see `sliding_window.py`; None for everywhere.
+    ngrams: a side encoder of n-grams, joined after every layer, see `ngram.py`; None for none.
     activations: one name for a plain feed-forward block, two for a gated one.
     norm: kind and epsilon of every normalisation.
     norm_placement: "post" normalises after the residual sum, "pre" before each sub-layer.
@@ -126,6 +127,7 @@ class TransformerConfig:
   attention: type[Attention] = Attention
   convolution: Any = None
   window: Any = None
+  ngrams: Any = None
   activations: tuple[str, ...] = ("gelu",)
   norm: NormSpec = NormSpec()
   norm_placement: Literal["pre", "post"] = "post"

@@ -122,11 +122,12 @@ class Convolved:
   real: jax.Array | None
   epsilon: float = struct.field(pytree_node=False)
 
-  def join(self, hidden: jax.Array) -> jax.Array:
-    """The normalised sum, zero at padding."""
+  def join(self, hidden: jax.Array, first: jax.Array) -> jax.Array:
+    """The normalised sum, zero at padding, for the first layer; `hidden` for the others."""
     wide = self.scale.dtype
     result = normalise((hidden + self.values).astype(wide), self.scale, self.bias, self.epsilon, True)
-    return (result if self.real is None else result * self.real[..., None].astype(wide)).astype(hidden.dtype)
+    result = result if self.real is None else result * self.real[..., None].astype(wide)
+    return jnp.where(first, result.astype(hidden.dtype), hidden)
 
 
 class Convolution(nn.Module):

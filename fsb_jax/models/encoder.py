@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fsb_jax.models.heads import Head, fold_choices, with_head
+from fsb_jax.models.heads import Attend, Head, fold_choices, with_head
 from fsb_jax.models.layers import activation, dense, embed
 from fsb_jax.models.masks import Mask, mask_from_attention_mask, prefix_mask
 from fsb_jax.models.outputs import BaseOutput
@@ -54,9 +54,39 @@ class EncoderModel(nn.Module):
     Returns:
       The head's struct, or `BaseOutput`.
     """
-    choices, (input_ids, attention_mask, token_type_ids, position_ids, global_attention_mask) = fold_choices(
+    choices, (*arrays, global_attention_mask) = fold_choices(
       self.head, input_ids, attention_mask, token_type_ids, position_ids, global_attention_mask
     )
+    encoded, attend = self.encode(
+      *arrays,
+      global_attention_mask=global_attention_mask,
+      deterministic=deterministic,
+      output_hidden_states=output_hidden_states,
+      output_attentions=output_attentions,
+    )
+    return with_head(self.head, encoded, attend, deterministic, choices, head_inputs)
+
+  def encode(
+    self,
+    input_ids: jax.Array,
+    attention_mask: jax.Array | None,
+    token_type_ids: jax.Array | None,
+    position_ids: jax.Array | None,
+    global_attention_mask: jax.Array | None = None,
+    per_layer: Any = None,
+    **context: Any,
+  ) -> tuple[BaseOutput, Attend]:
+    """What the head reads, and scores of the vocabulary by the token embeddings.
+
+    Args:
+      input_ids: as the other arrays, see `__call__`.
+      attention_mask: see `__call__`.
+      token_type_ids: see `__call__`.
+      position_ids: see `__call__`.
+      global_attention_mask: see `__call__`.
+      per_layer: see `Stack`.
+      **context: what else the layers read, see `Context`.
+    """
     config = self.config
     token_embed = embed(
       config,
@@ -69,16 +99,11 @@ class EncoderModel(nn.Module):
     if token_type_ids is None:
       token_type_ids = jnp.zeros_like(input_ids)
     mask = self._mask(input_ids, attention_mask, token_type_ids, global_attention_mask)
-    hidden = self._embed(token_embed, input_ids, token_type_ids, position_ids, mask, deterministic)
-    context = Context(
-      mask=mask,
-      deterministic=deterministic,
-      output_hidden_states=output_hidden_states,
-      output_attentions=output_attentions,
-    )
+    context = Context(mask=mask, **context)
+    hidden = self._embed(token_embed, input_ids, token_type_ids, position_ids, mask, context.deterministic)
     if config.token_dim is not None:
       hidden = dense(config, (config.embed_dim,), ("table_embed", "embed"), "embed_project")(hidden)
-    hidden, hidden_states, attentions = Stack(config, name="encoder")(hidden, context)
+    hidden, hidden_states, attentions = Stack(config, name="encoder")(hidden, context, per_layer)
     pooled = None
     if self.head.uses_pooler if self.head else config.base_pooler:
       pooled = dense(config, (config.embed_dim,), ("embed", "mlp"), "pooler")(hidden[:, 0])
@@ -86,7 +111,7 @@ class EncoderModel(nn.Module):
     encoded = BaseOutput(
       last_hidden_state=hidden, pooler_output=pooled, hidden_states=hidden_states, attentions=attentions
     )
-    return with_head(self.head, encoded, token_embed.attend, deterministic, choices, head_inputs)
+    return encoded, token_embed.attend
 
   def _mask(self, input_ids, attention_mask, token_type_ids, global_attention_mask) -> Mask:
     config = self.config

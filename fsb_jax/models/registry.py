@@ -20,7 +20,7 @@ class Family:
 
   Attributes:
     name: how users and files call it.
-    model_type: `model_type` in a Hub config.
+    model_type: `model_type` in a Hub config; the original's own, `fengshen_model_type`, has "fengshen-" before it.
     class_prefix: what its classes begin with ("Bert" in "BertForMaskedLM").
     config_from_hf: reads a Hub config (a dict), raising UserError on options we lack.
     config_to_hf: the Hub fields that describe a config; undoes `config_from_hf`.
@@ -92,9 +92,11 @@ def family(name: str) -> Family:
 def family_of_hub_config(hf: Mapping) -> Family:
   """The family of a Hub config."""
   model_type = hf.get("model_type")
-  for candidate in all_families().values():
-    if candidate.model_type == model_type and candidate.reads(hf):
-      return candidate
+  # What the original says of its own classes comes first: transformers' field may be empty beside it.
+  for named in (hf.get("fengshen_model_type"), model_type):
+    for candidate in all_families().values():
+      if named and candidate.model_type == named.removeprefix("fengshen-") and candidate.reads(hf):
+        return candidate
   known = ", ".join(sorted(f.model_type for f in all_families().values()))
   raise UserError(f"config.json says model_type {model_type!r}, which fsb_jax does not know; known: {known}")
 

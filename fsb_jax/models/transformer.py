@@ -1,6 +1,5 @@
 """The block and the stack: scanned or unrolled, rematerialised by policy name."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -20,12 +19,12 @@ class Context:
 
   Attributes:
     shared: the position scheme's, see `Positions.shared`.
-    convolved: what joins the first layer's output, with a method `join`; None where nothing does.
+    joined: what joins the layers' outputs, by its method `join(hidden, per_layer)`; None where nothing does.
   """
 
   mask: Mask
   shared: Any = None
-  convolved: Any = None
+  joined: Any = None
   deterministic: bool = struct.field(pytree_node=False, default=True)
   output_hidden_states: bool = struct.field(pytree_node=False, default=False)
   output_attentions: bool = struct.field(pytree_node=False, default=False)
@@ -38,14 +37,14 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, hidden: jax.Array, per_layer: Mapping[str, jax.Array] | None, context: Context
+    self, hidden: jax.Array, per_layer: Any, context: Context
   ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
     """One layer.
 
     Args:
       hidden: `[batch, length, embed]`.
-      per_layer: this layer's slice of what differs by layer: `is_first` with a convolution, `reach` with windows;
-        None where nothing does.
+      per_layer: this layer's slice of what differs by layer, for `context.joined`; None where nothing does. With
+        windows, a pair of it and how far tokens see.
       context: what all layers share.
 
     Returns:
@@ -55,7 +54,8 @@ class Block(nn.Module):
     config = self.config
     drop = nn.Dropout(config.dropout.hidden, deterministic=context.deterministic)
     if config.window is not None:
-      context = context.replace(mask=context.mask.replace(reach=per_layer["reach"]))
+      per_layer, reach = per_layer
+      context = context.replace(mask=context.mask.replace(reach=reach))
 
     def residual(x, sublayer, norm_name):
       norm = config.norm(norm_name, config.run)
@@ -71,8 +71,8 @@ class Block(nn.Module):
 
     hidden = residual(hidden, attention, "attention_norm")
     hidden = residual(hidden, Mlp(config, name="mlp"), "mlp_norm")
-    if context.convolved is not None:
-      hidden = jnp.where(per_layer["is_first"], context.convolved.join(hidden), hidden)
+    if context.joined is not None:
+      hidden = context.joined.join(hidden, per_layer)
     hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
     return hidden, (hidden if context.output_hidden_states else None, probabilities)
 
@@ -112,10 +112,10 @@ class Stack(nn.Module):
     context = context.replace(shared=config.positions.shared(config, jax.tree.leaves(hidden)[0].shape[1]))
     if config.convolution is not None:
       convolution = config.convolution(config, "convolution")
-      context = context.replace(convolved=convolution(hidden, context.mask.real(), context.deterministic))
-      per_layer = {"is_first": jnp.arange(config.num_layers) == 0}
+      context = context.replace(joined=convolution(hidden, context.mask.real(), context.deterministic))
+      per_layer = jnp.arange(config.num_layers) == 0
     if config.window is not None:
-      per_layer = {**(per_layer or {}), "reach": jnp.array(config.window.reach)}
+      per_layer = per_layer, jnp.array(config.window.reach)
     first, layers = hidden, []
     if config.layer_groups is not None:
       hidden, layers = self._grouped(block, hidden, per_layer, context)

@@ -46,7 +46,7 @@ XLNET_NAMES = {
   "max_position_embeddings": None,
 }
 # Families that transformers lacks, with the original's name of them.
-ORIGINALS = {"zhouwenwang": "roformer", "erlangshen_longformer": "longformer"}
+ORIGINALS = {"erlangshen_longformer": "longformer", "zen1": "zen1", "zen2": "zen2", "zhouwenwang": "roformer"}
 FAMILIES = tuple(name for name in models.all_families() if name not in ORIGINALS)
 # The language model's head.
 LM = {name: "masked_lm" if "masked_lm" in models.family(name).heads else "lm" for name in models.all_families()}

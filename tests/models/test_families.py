@@ -20,6 +20,8 @@ SHAPE = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_h
 ALSO = {
   "deberta_v2": dict(relative_attention=True),
   "xlnet": dict(d_model=32, n_layer=2, n_head=4, d_inner=48),
+  "zen1": dict(word_size=40, num_hidden_word_layers=1),
+  "zen2": dict(word_size=40, num_hidden_word_layers=1),
 }
 
 
@@ -63,7 +65,8 @@ def test_published_sizes():
     ("megatron_bert", "erlangshen_1_3b"): 1.26e9,
     ("megatron_bert", "erlangshen_3_9b"): 3.83e9,
     ("roberta", "roberta_base"): 0.125e9,
-    # Lan et al. 2019's base; of the Hub's model cards: Erlangshen-DeBERTa-v2, Chinese-ELECTRA, Zhouwenwang-Unified.
+    # Lan et al. 2019's base; of the Hub's model cards: Erlangshen-DeBERTa-v2, Chinese-ELECTRA,
+    # Erlangshen-ZEN1 and -ZEN2, Zhouwenwang-Unified.
     ("albert", "albert_base"): 0.012e9,
     ("deberta_v2", "erlangshen_97m"): 0.097e9,
     ("deberta_v2", "erlangshen_186m"): 0.186e9,
@@ -75,6 +78,9 @@ def test_published_sizes():
     ("longformer", "longformer_large_4096"): 0.435e9,
     ("electra", "electra_base"): 0.102e9,
     ("electra", "electra_large"): 0.324e9,
+    ("zen1", "erlangshen_224m"): 0.224e9,
+    ("zen2", "erlangshen_345m"): 0.345e9,
+    ("zen2", "erlangshen_668m"): 0.668e9,
     ("zhouwenwang", "unified_110m"): 0.102e9,
     ("zhouwenwang", "unified_1_3b"): 1.26e9,
   }
@@ -103,10 +109,11 @@ def test_config_round_trip_of_every_field(family):
     positions = dataclasses.replace(config.positions, clamp=5, memory=7, reuse=3)
     config = dataclasses.replace(config, positions=positions, dropout=Dropout(hidden=0.2, attention=0.2))
   else:
+    length = {"length": 77} if hasattr(config.positions, "length") else {}
     config = dataclasses.replace(
       config,
       token_types=3,
-      positions=dataclasses.replace(config.positions, length=77),
+      positions=dataclasses.replace(config.positions, **length),
       dropout=Dropout(hidden=0.2, attention=0.3, classifier=0.4),
     )
   hf = chosen.config_to_hf(config)
@@ -154,6 +161,49 @@ def test_how_zhouwenwang_masks_is_kept_and_checked():
   assert chosen.config_from_hf(chosen.config_to_hf(meant)) == meant and meant.mask_fill == "minus_10000"
   with pytest.raises(UserError, match="mask_fill='none', which fsb_jax does not know; known: plus_1, minus_10000"):
     chosen.config_from_hf({**SHAPE, "mask_fill": "none"})
+
+
+def test_how_zen1_masks_is_kept():
+  chosen = models.family("zen1")
+  as_it_was = chosen.config_from_hf(shape("zen1"))
+  assert {head.__name__ for head in as_it_was.ngrams.mask_as_token_types} == {
+    "MaskedLM", "NextSentence", "SequenceClassification", "TokenClassification"
+  }  # fmt: skip
+  assert "mask_as_ngram_token_types" not in chosen.config_to_hf(as_it_was)
+  meant = chosen.config_from_hf({**shape("zen1"), "mask_as_ngram_token_types": False})
+  assert meant.ngrams.mask_as_token_types == ()
+  assert chosen.config_from_hf(chosen.config_to_hf(meant)) == meant
+
+
+@pytest.mark.parametrize(
+  "family,changes,message",
+  [
+    ("zen1", {"word_size": None}, "config.json lacks word_size, the number of n-grams"),
+    ("zen1", {"num_hidden_word_layers": 0}, "num_hidden_word_layers=0, which is not between 1 and num_hidden_layers=2"),
+    ("zen2", {"num_hidden_word_layers": None}, "num_hidden_word_layers=6, which is not between 1 and"),
+    ("zen2", {"num_attention_heads": 32}, "heads of width 1; the codes of offsets need an even one of at least 4"),
+  ],
+)
+def test_what_zen_needs(family, changes, message):
+  hf = {name: value for name, value in {**shape(family), **changes}.items() if value is not None}
+  with pytest.raises(UserError) as error:
+    models.family(family).config_from_hf(hf)
+  assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "says,name",
+  [
+    ({"fengshen_model_type": "fengshen-zen1", "model_type": ""}, "zen1"),
+    ({"fengshen_model_type": "fengshen-zen2", "model_type": "bert"}, "zen2"),
+    ({"fengshen_model_type": "fengshen-roformer"}, "zhouwenwang"),
+    ({"fengshen_model_type": "huggingface-auto", "model_type": "bert"}, "bert"),
+    ({"model_type": "fengshen-zen2"}, "zen2"),
+    ({"model_type": "zen1"}, "zen1"),
+  ],
+)
+def test_the_originals_own_name_of_a_model_comes_first(says, name):
+  assert models.family_of_hub_config(says).name == name
 
 
 def test_an_unknown_activation_is_answered_with_the_known_ones():

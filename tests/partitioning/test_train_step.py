@@ -51,6 +51,10 @@ def batch():
     "labels": np.where(random.random((16, 16)) < 0.3, ids, -100).astype(np.int32),
     "next_sentence_label": random.integers(0, 2, 16).astype(np.int32),
     "weights": np.array([1] * 15 + [0], np.float32),
+    "input_ngram_ids": random.integers(0, 99, (16, 16)).astype(np.int32),
+    "ngram_position_matrix": (random.random((16, 16, 16)) < 0.2).astype(np.float32),
+    "ngram_token_type_ids": random.integers(0, 2, (16, 16)).astype(np.int32),
+    "ngram_attention_mask": random.integers(0, 2, (16, 16)).astype(np.int32),
   }
 
 

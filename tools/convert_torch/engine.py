@@ -118,12 +118,11 @@ def match(
   """
   found: dict[str, TensorInfo] = {}
   problems = []
-  constants = {spelled for name, _ in _constants(table, config) for spelled in (name, name.removeprefix(table.prefix))}
   for info in files.tensors:
     name = info.name
     for pattern, replacement in table.rename:
       name = re.sub(pattern, replacement, name)
-    if any(re.fullmatch(pattern, name) for pattern in table.ignore) or name in constants:
+    if any(re.fullmatch(pattern, name) for pattern in table.ignore) or _is_constant(table, name):
       continue
     if name in found:
       problems.append(f"  + {info.name} {list(info.shape)} in {info.file.name}: a second {name}")
@@ -165,7 +164,7 @@ def match(
       continue
     if name in tied and tied[name] in found:
       problems += _compare(files, info, found[tied[name]])
-    elif name in tied or any(_matches(row, name, strip) for row in idle_rows):
+    elif name in tied or any(_matches(row.theirs, name, strip) for row in idle_rows):
       unused.append(info.name)
     else:
       problems.append(f"  + {info.name} {list(info.shape)}")
@@ -208,11 +207,21 @@ def read(match: Match, files: WeightFiles, config, shapes: Mapping[str, tuple[in
   return params
 
 
-def _constants(table: Table, config) -> Iterator[tuple[str, Callable]]:
-  """The table's constants with every layer's name written out."""
-  for name, make in table.constants.items():
-    for i in range(config.num_layers if "{i}" in name else 1):
-      yield name.replace("{i}", str(i)), make
+def _is_constant(table: Table, name: str) -> bool:
+  return any(_matches(constant, name, strip) for constant in table.constants for strip in ("", table.prefix))
+
+
+def _constants(table: Table, strip: str, names: Collection[str]) -> Iterator[tuple[str, Callable]]:
+  """The table's constants, those of layers once for every layer that `names` has tensors of."""
+  for constant, make in table.constants.items():
+    constant = constant.removeprefix(strip)
+    before, wildcard, _ = constant.partition("{i}")
+    if not wildcard:
+      yield constant, make
+      continue
+    layers = {name.removeprefix(before).partition(".")[0] for name in names if name.startswith(before)}
+    for i in sorted(layers, key=int):
+      yield constant.replace("{i}", i), make
 
 
 def _tied_copies(table: Table, config, strip: str) -> dict[str, str]:
@@ -231,8 +240,8 @@ def _compare(files: WeightFiles, copy: TensorInfo, original: TensorInfo) -> list
   ]
 
 
-def _matches(row: Row, name: str, strip: str) -> bool:
-  pattern = re.escape(row.theirs.removeprefix(strip)).replace(r"\{i\}", r"\d+")
+def _matches(theirs: str, name: str, strip: str) -> bool:
+  pattern = re.escape(theirs.removeprefix(strip)).replace(r"\{i\}", r"\d+")
   return re.fullmatch(pattern, name) is not None
 
 
@@ -248,7 +257,8 @@ def save(table: Table, params: Mapping[str, np.ndarray], config, *, prefixed: bo
   Raises:
     ValueError: the table is broken, see `slots`.
   """
-  tied = _tied_copies(table, config, "" if prefixed else table.prefix)
+  strip = "" if prefixed else table.prefix
+  tied = _tied_copies(table, config, strip)
   written = set()
   for slot in slots(table, config, {path: x.shape for path, x in params.items()}, prefixed):
     array = np.asarray(params[slot.path] if slot.index is None else params[slot.path][slot.index])
@@ -256,5 +266,5 @@ def save(table: Table, params: Mapping[str, np.ndarray], config, *, prefixed: bo
       if name is not None and name not in tied and name not in written:
         written.add(name)
         yield name, slot.row.op.save(array, config)
-  for name, make in _constants(table, config):
-    yield name if prefixed else name.removeprefix(table.prefix), make(config)
+  for name, make in _constants(table, strip, written):
+    yield name, make(config)

@@ -43,7 +43,7 @@ class Table:
     ignore: patterns (matched whole, after `rename`) of tensors that hold nothing learned.
     rename: (pattern, replacement) that bring old names to today's.
     constants: tensors that hold nothing learned and yet must be in a file: name -> what a config makes them. `{i}` in a
-      name is every layer. Those of a file are not read.
+      name is every layer that has rows. Those of a file are not read.
     in_transformers: transformers has this family's classes.
     float64_in_transformers: they run in float64.
   """

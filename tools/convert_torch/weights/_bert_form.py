@@ -55,9 +55,9 @@ def embeddings(theirs: str, positions: bool = True) -> tuple[Row, ...]:
   )
 
 
-def layers(theirs: str) -> tuple[Row, ...]:
-  """BERT's own layers, their norms after the sub-layers."""
-  ours, layer = "encoder/layers_{i}", f"{theirs}.encoder.layer.{{i}}"
+def layers(theirs: str, ours: str = "encoder", name: str = "layer") -> tuple[Row, ...]:
+  """BERT's own layers, their norms after the sub-layers; `ours` is the stack, `name` their list of layers."""
+  ours, layer = f"{ours}/layers_{{i}}", f"{theirs}.encoder.{name}.{{i}}"
   return (
     *attention(f"{ours}/attention", f"{layer}.attention"),
     *norm(f"{ours}/attention_norm", f"{layer}.attention.output.LayerNorm"),
