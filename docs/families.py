@@ -12,7 +12,8 @@ HEADER = """# Model families
 
 Made by `python docs/families.py`. Every family is read from and written to Hub folders (`fsb convert import` and
 `export`), runs with its layers stacked (`scan_layers`) or one by one, and trains on any mesh. Every head is compared
-with the reference named here: outputs, hidden states, loss and the gradient of every parameter.
+with the reference named here: outputs, hidden states, loss and the gradient of every parameter. Heads that
+`transformers` lacks (`crf`, `span`, `span_hard`, `biaffine`) are compared with the original's outputs, on BERT.
 
 | family | checkpoints | heads besides `base` | sizes | reference |
 |---|---|---|---|---|

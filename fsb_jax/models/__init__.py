@@ -10,6 +10,9 @@ Nothing here reads files or imports torch, transformers or TensorFlow.
 # Configuration.
 from fsb_jax.models.config import Dropout, Run, TransformerConfig
 
+# Tags as a sequence.
+from fsb_jax.models.crf import crf_decode, crf_decode_n_best, crf_log_likelihood
+
 # Models and what they return.
 from fsb_jax.models.encoder import EncoderModel
 from fsb_jax.models.heads import HEADS
@@ -25,12 +28,15 @@ from fsb_jax.models.initialise import (
 from fsb_jax.models.masks import Mask
 from fsb_jax.models.outputs import (
   BaseOutput,
+  BiaffineOutput,
+  CrfOutput,
   MaskedLMOutput,
   MultipleChoiceOutput,
   NextSentenceOutput,
   PretrainingOutput,
   QuestionAnsweringOutput,
   SequenceClassificationOutput,
+  SpanTaggingOutput,
   TokenClassificationOutput,
 )
 from fsb_jax.models.positions import LearnedPositions
@@ -41,6 +47,8 @@ from fsb_jax.models.registry import Family, all_families, build, family, family_
 __all__ = [
   "HEADS",
   "BaseOutput",
+  "BiaffineOutput",
+  "CrfOutput",
   "Dropout",
   "EncoderModel",
   "Family",
@@ -53,10 +61,14 @@ __all__ = [
   "QuestionAnsweringOutput",
   "Run",
   "SequenceClassificationOutput",
+  "SpanTaggingOutput",
   "TokenClassificationOutput",
   "TransformerConfig",
   "abstract_params",
   "build",
+  "crf_decode",
+  "crf_decode_n_best",
+  "crf_log_likelihood",
   "dummy_ids",
   "all_families",
   "family",

@@ -45,12 +45,17 @@ ORIGINALS = {"zhouwenwang": "roformer"}
 FAMILIES = tuple(name for name in models.all_families() if name not in ORIGINALS)
 # The language model's head.
 LM = {name: "masked_lm" if "masked_lm" in models.family(name).heads else "lm" for name in models.all_families()}
-EVERY_HEAD = [(name, head) for name in FAMILIES for head in ("base", *models.family(name).heads)]
+# Those that transformers has.
+HEADS = {
+  name: ["base", *(head for head in models.family(name).heads if models.family(name).in_transformers(head))]
+  for name in FAMILIES
+}
+EVERY_HEAD = [(name, head) for name, heads in HEADS.items() for head in heads]
 # The rest is slow: every day each family meets every third head, beginning with another one.
 TAKING_TURNS = [
   pytest.param(name, head, marks=[] if (FAMILIES.index(name) + place) % 3 == 0 else pytest.mark.slow)
   for name in FAMILIES
-  for place, head in enumerate(("base", *models.family(name).heads))
+  for place, head in enumerate(HEADS[name])
 ]
 
 

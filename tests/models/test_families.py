@@ -7,7 +7,7 @@ import jax
 import pytest
 import torch
 from convert_torch.hub import param_shapes
-from tiny_hub import FAMILIES, LM, ORIGINALS, torch_class
+from tiny_hub import FAMILIES, HEADS, LM, ORIGINALS, torch_class
 
 from fsb_jax import models
 from fsb_jax.errors import UserError
@@ -177,6 +177,26 @@ def test_unknown_names_are_answered_with_the_known_ones():
 def test_every_head_is_a_class_of_transformers(family):
   chosen = models.family(family)
   assert models.family_of_hub_config(torch_class(family, "base").config_class().to_dict()) is chosen
-  for head in ("base", *chosen.heads):
+  for head in HEADS[family]:
     assert torch_class(family, head).config_class.model_type == chosen.model_type
     assert chosen.head_of(chosen.architecture(head)) == head
+
+
+TAGGERS = ("albert", "bert", "deberta_v2", "electra", "megatron_bert", "roberta", "roformer")
+
+
+@pytest.mark.parametrize("family", TAGGERS)
+def test_the_originals_heads_have_its_class_names_on_every_encoder(family):
+  chosen = models.family(family)
+  for architecture, head in {
+    "BertLinear": "token_classification", "BertCrf": "crf", "BertSpan": "span", "BertBiaffine": "biaffine"
+  }.items():
+    assert chosen.head_of(architecture) == head
+    assert head == "token_classification" or chosen.architecture(head) == architecture
+  assert chosen.architecture("span_hard") == "BertSpan"
+  assert chosen.head_of(chosen.architecture("token_classification")) == "token_classification"
+
+
+def test_a_family_without_the_originals_heads_does_not_read_them():
+  with pytest.raises(UserError, match="BertCrf is not a head of the xlnet family"):
+    models.family("xlnet").head_of("BertCrf")

@@ -46,17 +46,17 @@ def verify(
     absolute difference, the reference's magnitude and the tolerance), hashes of the weight files, versions.
 
   Raises:
-    UserError: no PyTorch here, transformers lacks the family, or its model cannot be loaded.
+    UserError: no PyTorch here, transformers lacks the family or the head, or its model cannot be loaded.
   """
   hub_folder = Path(hub_folder)
   _torch()
   hashes = io.WeightFiles(hub_folder).sha256()  # first: it says in one sentence what is wrong with a folder
   ours = ours or hub.load_hub_folder(hub_folder)
   weights = table(ours.family)
-  if not weights.in_transformers:
+  if not (weights.in_transformers and models.family(ours.family).in_transformers(ours.head)):
     raise UserError(
-      f"transformers has no {ours.family} model to verify against; fsb_jax's tests compare it with what the original "
-      "code computed"
+      f"transformers has no {ours.family} model with head {ours.head} to verify against; fsb_jax's tests compare it "
+      "with what the original code computed"
     )
   inputs = {"random ids": random_inputs(ours, seed)}
   if any((hub_folder / name).is_file() for name in _VOCABULARIES):

@@ -11,6 +11,7 @@ from fsb_jax.models.families._bert_form import require_values, shared_fields, sh
 from fsb_jax.models.heads import HEADS, SentenceOrder
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
+from fsb_jax.models.tagging import TAGGING_HEADS
 
 _DEFAULTS = {"hidden_act": "gelu_new", "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -61,6 +62,8 @@ FAMILY = Family(
   config_to_hf=config_to_hf,
   sizes={"tiny": _size(2, 128, 2), "albert_base": _size(12, 768, 12), "unimc_235m": _size(12, 4096, 64)},
   heads={
-    name: head for name, head in HEADS.items() if name not in ("pretraining", "next_sentence")
-  } | {"sentence_order": SentenceOrder},
+    **{name: head for name, head in HEADS.items() if name not in ("pretraining", "next_sentence")},
+    "sentence_order": SentenceOrder,
+    **TAGGING_HEADS,
+  },
 )

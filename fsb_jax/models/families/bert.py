@@ -8,8 +8,10 @@ from collections.abc import Mapping
 
 from fsb_jax.models.config import TransformerConfig
 from fsb_jax.models.families._bert_form import shared_fields, shared_to_hf
+from fsb_jax.models.heads import HEADS
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
+from fsb_jax.models.tagging import TAGGING_HEADS
 
 
 def config_from_hf(hf: Mapping) -> TransformerConfig:
@@ -40,4 +42,5 @@ FAMILY = Family(
     "erlangshen_roberta_110m": _size(12, 768),
     "erlangshen_roberta_330m": _size(24, 1024),
   },
+  heads={**HEADS, **TAGGING_HEADS},
 )

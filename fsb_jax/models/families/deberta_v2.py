@@ -13,6 +13,7 @@ from fsb_jax.models.families._bert_form import require_values, shared_fields, sh
 from fsb_jax.models.heads import HEADS
 from fsb_jax.models.layers import ACTIVATIONS, NormSpec
 from fsb_jax.models.registry import Family
+from fsb_jax.models.tagging import TAGGING_HEADS
 
 _DEFAULTS = {"layer_norm_eps": 1e-7, "type_vocab_size": 0}
 # What its pooler is made of, and other options that the core does not have.
@@ -103,5 +104,8 @@ FAMILY = Family(
     "erlangshen_710m": _size(24, 1536, 24),
     "unimc_1_4b": _size(48, 1536, 24),
   },
-  heads={name: head for name, head in HEADS.items() if name not in ("pretraining", "next_sentence")},
+  heads={
+    **{name: head for name, head in HEADS.items() if name not in ("pretraining", "next_sentence")},
+    **TAGGING_HEADS,
+  },
 )

@@ -18,6 +18,7 @@ from fsb_jax.models.heads import (
 )
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
+from fsb_jax.models.tagging import TAGGING_HEADS
 
 # What the multiple choice head is made of.
 _SUMMARY = dict(summary_type="first", summary_use_proj=True, summary_activation="gelu", summary_last_dropout=0.1)
@@ -68,5 +69,6 @@ FAMILY = Family(
     "token_classification": TokenClassification,
     "multiple_choice": functools.partial(SummaryMultipleChoice, summary_activation="gelu", summary_dropout=0.1),
     "question_answering": QuestionAnswering,
+    **TAGGING_HEADS,
   },
 )

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 
 from fsb_jax.models.config import TransformerConfig
 from fsb_jax.models.families._bert_form import shared_fields, shared_to_hf
+from fsb_jax.models.heads import HEADS
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
+from fsb_jax.models.tagging import TAGGING_HEADS
 
 _PLACEMENT = dict(norm_placement="pre", embedding_norm=False, final_norm=True)
 
@@ -45,4 +47,5 @@ FAMILY = Family(
     "erlangshen_1_3b": _size(24, 2048, 32),
     "erlangshen_3_9b": _size(48, 2560, 40),
   },
+  heads={**HEADS, **TAGGING_HEADS},
 )

@@ -12,6 +12,7 @@ from fsb_jax.models.heads import HEADS, FirstTokenClassification, MaskedLM
 from fsb_jax.models.layers import NormSpec
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
+from fsb_jax.models.tagging import TAGGING_HEADS
 
 
 def config_from_hf(hf: Mapping) -> TransformerConfig:
@@ -44,5 +45,6 @@ FAMILY = Family(
     **{name: head for name, head in HEADS.items() if name not in ("pretraining", "next_sentence")},
     "masked_lm": functools.partial(MaskedLM, transform_activation="gelu"),
     "sequence_classification": FirstTokenClassification,
+    **TAGGING_HEADS,
   },
 )

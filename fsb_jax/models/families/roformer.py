@@ -17,6 +17,7 @@ from fsb_jax.models.heads import (
 )
 from fsb_jax.models.positions import RotaryPositions
 from fsb_jax.models.registry import Family
+from fsb_jax.models.tagging import TAGGING_HEADS
 
 
 def config_from_hf(hf: Mapping) -> TransformerConfig:
@@ -59,6 +60,7 @@ FAMILY = Family(
     # From the last position, whatever stands there.
     "multiple_choice": functools.partial(SummaryMultipleChoice, token=-1),
     "question_answering": QuestionAnswering,
+    **TAGGING_HEADS,
   },
   # Zhouwenwang's configs share the name, and have neither.
   reads=lambda hf: "rotary_value" in hf or "embedding_size" in hf,

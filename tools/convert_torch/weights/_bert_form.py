@@ -83,6 +83,30 @@ def bert_heads() -> tuple[Row, ...]:
     *dense("head/next_sentence", "cls.seq_relationship"),
     *dense("head/classifier", "classifier"),
     *dense("head/span", "qa_outputs"),
+    *tagging_heads(),
+  )
+
+
+def tagging_heads() -> tuple[Row, ...]:
+  """The original's taggers, under the names they have on every encoder; the CRF's `classifier` is the families' own."""
+  return (
+    *(Row(f"head/{name}", f"crf.{name}") for name in ("transitions", "start_transitions", "end_transitions")),
+    *dense("head/start", "start_fc.dense"),
+    *dense("head/end_dense", "end_fc.dense_0"),
+    *norm("head/end_norm", "end_fc.LayerNorm"),
+    *dense("head/end_out", "end_fc.dense_1"),
+    *(
+      row
+      for ours, theirs in (("forward", ""), ("backward", "_reverse"))
+      for layer, kind in (("input", "ih"), ("cell/recurrent", "hh"))
+      for row in (
+        Row(f"head/lstm/{ours}_{{i}}/{layer}/kernel", f"lstm.weight_{kind}_l{{i}}{theirs}", linear),
+        Row(f"head/lstm/{ours}_{{i}}/{layer}/bias", f"lstm.bias_{kind}_l{{i}}{theirs}"),
+      )
+    ),
+    *dense("head/span_start", "start_layer.0"),
+    *dense("head/span_end", "end_layer.0"),
+    Row("head/kernel", "biaffne_layer.U"),
   )
 
 

@@ -1,7 +1,16 @@
 """ALBERT: https://github.com/huggingface/transformers, models/albert/modeling_albert.py."""
 
 from convert_torch.weights import Table
-from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, attention, decoder, dense, embeddings, norm
+from convert_torch.weights._bert_form import (
+  BUFFERS,
+  OLD_NORMS,
+  attention,
+  decoder,
+  dense,
+  embeddings,
+  norm,
+  tagging_heads,
+)
 
 OURS, THEIRS = "encoder/group_{i}", "albert.encoder.albert_layer_groups.{i}.albert_layers.0"
 
@@ -23,6 +32,7 @@ TABLE = Table(
     *dense("head/sentence_order", "sop_classifier.classifier"),
     *dense("head/classifier", "classifier"),
     *dense("head/span", "qa_outputs"),
+    *tagging_heads(),
   ),
   ignore=BUFFERS,
   rename=OLD_NORMS,

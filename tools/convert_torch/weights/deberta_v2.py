@@ -10,6 +10,7 @@ from convert_torch.weights._bert_form import (
   dense,
   embeddings,
   norm,
+  tagging_heads,
 )
 
 OURS, THEIRS = "encoder/layers_{i}", "deberta.encoder.layer.{i}"
@@ -47,6 +48,7 @@ TABLE = Table(
     *decoder("cls.predictions", token_embed="deberta.embeddings.word_embeddings.weight"),
     *dense("head/classifier", "classifier"),
     *dense("head/span", "qa_outputs"),
+    *tagging_heads(),
   ),
   ignore=BUFFERS,
   rename=(

@@ -1,7 +1,7 @@
 """RoBERTa: https://github.com/huggingface/transformers, models/roberta/modeling_roberta.py."""
 
 from convert_torch.weights import Table
-from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, decoder, dense, encoder, norm
+from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, decoder, dense, encoder, norm, tagging_heads
 
 TABLE = Table(
   prefix="roberta.",
@@ -15,6 +15,7 @@ TABLE = Table(
     *dense("head/classifier_out", "classifier.out_proj"),
     *dense("head/classifier", "classifier"),
     *dense("head/span", "qa_outputs"),
+    *tagging_heads(),
   ),
   ignore=BUFFERS,
   rename=OLD_NORMS,
