@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fsb_jax.encodings.borrowing import borrowed_backend
 from fsb_jax.errors import UserError
 
 
@@ -31,19 +32,10 @@ def encode_documents(
   Raises:
     UserError: `max_length` leaves no room for text.
   """
-  backend = tokenizer.backend_tokenizer
-  truncation, padding = backend.truncation, backend.padding
-  backend.no_padding()
-  backend.no_truncation()
-  try:
+  with borrowed_backend(tokenizer) as backend:
     # What stands around a text, found out instead of asked for: every tokenizer has its own template.
     frame = backend.encode("一")
     encodings = backend.encode_batch(list(texts), add_special_tokens=False)
-  finally:
-    if truncation:
-      backend.enable_truncation(**truncation)
-    if padding:
-      backend.enable_padding(**padding)
   inside = np.flatnonzero(np.array(frame.special_tokens_mask) == 0)
   before, after = np.array(frame.ids[: inside[0]], np.int32), np.array(frame.ids[inside[-1] + 1 :], np.int32)
   types = frame.type_ids
