@@ -117,6 +117,16 @@ def test_entities_come_back_from_every_encoding(tokenizer, drawn, cut, data):
     assert tagging.entities_of_pairs(scores, offsets, NAMES, max_width=12, nested=nested) == inside
 
 
+def test_an_entity_that_the_cut_goes_through_is_in_no_span(tokenizer):
+  offsets = tagging.encode_characters(tokenizer, ["小明在北京"], max_length=6)["offsets"][0]
+  entities = [Entity("PER", 0, 2), Entity("LOC", 3, 5)]
+  assert tagging.to_tokens(entities, offsets) == [Entity("PER", 1, 3)]
+  # Tags stand where their characters do.
+  names = tagging.label_names(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"])
+  labels = tagging.tag_labels(tagging.tags_of_entities(entities, 5, "bio"), offsets, names)
+  assert [names[i] for i in labels] == ["O", "B-PER", "I-PER", "O", "B-LOC", "O"]
+
+
 def test_the_nearest_end_of_the_same_label_closes_a_span():
   names = ("[PAD]", "A", "B", "C")
   starts, ends = [0, 1, 2, 0, 1, 0, 3], [1, 0, 0, 2, 1, 0, 0]
