@@ -27,7 +27,9 @@ def arrays_of(folder):
 
 def check(hub, objective, given, expected):
   """Compares outputs, loss and the recorded gradients; returns the names of the fields that were compared."""
-  model = models.build(hub.family, hub.config, hub.head, hub.num_labels)
+  # In float64, so that the only rounding is the original's: some gradients are zero but for that.
+  config = hub.config.with_run(dtype="float64", param_dtype="float64")
+  model = models.build(hub.family, config, hub.head, hub.num_labels)
   inputs = {name: x for name, x in given.items() if name in models.input_names(model)}
   compared = set()
 
@@ -35,8 +37,9 @@ def check(hub, objective, given, expected):
     outputs = model.apply({"params": params}, **inputs, output_hidden_states=True)
     return objective(outputs, given) if "loss" in expected else 0.0, outputs
 
-  function = jax.jit(jax.value_and_grad(loss_and_outputs, has_aux=True), compiler_options=QUICK)
-  (loss, outputs), gradients = function(hub.params)
+  with jax.enable_x64(True):
+    function = jax.jit(jax.value_and_grad(loss_and_outputs, has_aux=True), compiler_options=QUICK)
+    (loss, outputs), gradients = function(jax.tree.map(np.float64, hub.params))
   for name, reference in expected.items():
     field, _, layer = name.partition(".")
     if getattr(outputs, field, None) is not None:
@@ -44,14 +47,15 @@ def check(hub, objective, given, expected):
       compared.add(field)
   if "loss" in expected:
     assert_close(np.asarray(loss), expected["loss"])
-    check_gradients(hub, model, gradients, expected)
+    check_gradients(hub, gradients, expected)
   return compared
 
 
-def check_gradients(hub, model, gradients, expected):
+def check_gradients(hub, gradients, expected):
+  shapes = param_shapes(models.build(hub.family, hub.config, hub.head, hub.num_labels))
   flat = {path: np.asarray(x) for path, x in models.flatten(gradients).items()}
   theirs = {}
-  for slot in engine.slots(table(hub.family), hub.config, param_shapes(model), prefixed=hub.head != "base"):
+  for slot in engine.slots(table(hub.family), hub.config, shapes, prefixed=hub.head != "base"):
     array = flat[slot.path] if slot.index is None else flat[slot.path][slot.index]
     theirs[slot.theirs] = slot.row.op.save(array, hub.config)
   norm = expected["grad_global_norm"]
