@@ -5,6 +5,21 @@ from fsb_jax.encodings.extraction_scores import cell_scores, entity_scores, even
 from fsb_jax.encodings.masking import IGNORED, asked_positions, mask_words
 from fsb_jax.encodings.ngrams import NgramForm, NgramLexicon, encode_ngrams, read_ngrams
 from fsb_jax.encodings.pairs import encode_pairs
+from fsb_jax.encodings.spans import Answer, answer_positions, best_answers, encode_windows, no_answer_score
+from fsb_jax.encodings.tagging import (
+  Entity,
+  encode_characters,
+  entities_of_pairs,
+  entities_of_spans,
+  entities_of_tags,
+  label_names,
+  pair_labels,
+  span_labels,
+  tag_labels,
+  tags_of_entities,
+  to_characters,
+  to_tokens,
+)
 from fsb_jax.encodings.tcbert import encode_tcbert
 from fsb_jax.encodings.tokenizer import bert_tokenizer_from_characters, load_tokenizer, save_tokenizer
 from fsb_jax.encodings.ubert import decode_ubert, encode_ubert, encode_ubert_labels
@@ -14,16 +29,21 @@ from fsb_jax.encodings.unimc import answers_unimc, batch_unimc, encode_unimc, ma
 
 __all__ = [
   "IGNORED",
+  "Answer",
+  "Entity",
   "NgramForm",
   "NgramLexicon",
+  "answer_positions",
   "answers_unimc",
   "asked_positions",
   "batch_unimc",
   "bert_tokenizer_from_characters",
+  "best_answers",
   "cell_scores",
   "choose_spans",
   "decode_ubert",
   "decode_uniex",
+  "encode_characters",
   "encode_documents",
   "encode_ngrams",
   "encode_pairs",
@@ -33,16 +53,28 @@ __all__ = [
   "encode_uniex",
   "encode_uniex_labels",
   "encode_unimc",
+  "encode_windows",
   "end_tokens",
+  "entities_of_pairs",
+  "entities_of_spans",
+  "entities_of_tags",
   "entity_scores",
   "event_scores",
   "given_spans",
+  "label_names",
   "load_tokenizer",
   "mask_unimc",
   "mask_words",
+  "no_answer_score",
   "only_asked_unimc",
   "pad_uniex",
+  "pair_labels",
   "read_ngrams",
   "relation_scores",
   "save_tokenizer",
+  "span_labels",
+  "tag_labels",
+  "tags_of_entities",
+  "to_characters",
+  "to_tokens",
 ]

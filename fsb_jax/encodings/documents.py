@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fsb_jax.encodings.tokenizer import whole_texts
+from fsb_jax.encodings.borrowing import borrowed_backend
 from fsb_jax.errors import UserError
 
 
@@ -32,7 +32,7 @@ def encode_documents(
   Raises:
     UserError: `max_length` leaves no room for text.
   """
-  with whole_texts(tokenizer) as backend:
+  with borrowed_backend(tokenizer) as backend:
     # What stands around a text, found out instead of asked for: every tokenizer has its own template.
     frame = backend.encode("一")
     encodings = backend.encode_batch(list(texts), add_special_tokens=False)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fsb_jax.encodings.borrowing import borrowed_backend
 from fsb_jax.errors import UserError
 
 _ROWS_PER_CALL = 8192  # bounds the memory of the tokenizer's own result objects
@@ -32,30 +33,17 @@ def encode_pairs(
   pairs = second_texts is not None
   if pairs and len(texts) != len(second_texts):
     raise UserError(f"{len(texts)} texts and {len(second_texts)} second texts do not make pairs.")
-  backend = tokenizer.backend_tokenizer
-  special_tokens = backend.num_special_tokens_to_add(pairs)
+  special_tokens = tokenizer.backend_tokenizer.num_special_tokens_to_add(pairs)
   if max_length is not None and max_length <= special_tokens:
     raise UserError(
       f"max_length {max_length} leaves no room for text beside {special_tokens} special tokens; raise it."
     )
   inputs = list(zip(texts, second_texts)) if pairs else list(texts)
-  truncation, padding = backend.truncation, backend.padding
-  backend.no_padding()
-  if max_length is None:
-    backend.no_truncation()
-  else:
-    backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
   input_ids, token_type_ids = [], []
-  try:
+  cut = {"strategy": "longest_first", "direction": tokenizer.truncation_side}
+  with borrowed_backend(tokenizer, max_length, **cut) as backend:
     for start in range(0, len(inputs), _ROWS_PER_CALL):
       for encoding in backend.encode_batch(inputs[start : start + _ROWS_PER_CALL]):
         input_ids.append(np.array(encoding.ids, np.int32))
         token_type_ids.append(np.array(encoding.type_ids, np.int32))
-  finally:
-    if truncation:
-      backend.enable_truncation(**truncation)
-    else:
-      backend.no_truncation()
-    if padding:
-      backend.enable_padding(**padding)
   return {"input_ids": input_ids, "token_type_ids": token_type_ids}

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fsb_jax.encodings.borrowing import borrowed_backend
 from fsb_jax.encodings.masking import IGNORED
-from fsb_jax.encodings.tokenizer import special_id, whole_texts
+from fsb_jax.encodings.tokenizer import special_id
 from fsb_jax.errors import UserError
 
 # Masks that stand for a class that is not known.
@@ -52,7 +53,7 @@ def encode_tcbert(
     raise UserError(f"unknown class {min(unknown)!r}; known: {', '.join(names)}")
   cls, sep, mask = (special_id(tokenizer, name) for name in ("cls", "sep", "mask"))
   before, after = prompt.split("{}")
-  with whole_texts(tokenizer) as backend:
+  with borrowed_backend(tokenizer) as backend:
     pieces = backend.encode_batch([before, after, *names.values()], add_special_tokens=False)
     rests = backend.encode_batch([after + text for text in texts], add_special_tokens=False)
   before, after, *words = [np.array(piece.ids, np.int32) for piece in pieces]

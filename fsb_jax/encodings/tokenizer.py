@@ -1,8 +1,7 @@
 """Tokenizers from Hub folders, without the two seconds of torch that `AutoTokenizer` brings."""
 
-import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from fsb_jax.errors import UserError
@@ -101,22 +100,6 @@ def special_id(tokenizer, name: str) -> int:
   if found is None:
     raise UserError(f"the tokenizer has no {name} token; use that of a masked language model.")
   return found
-
-
-@contextlib.contextmanager
-def whole_texts(tokenizer) -> Iterator:
-  """The Rust tokenizer under a transformers one, which neither cuts nor pads within the block."""
-  backend = tokenizer.backend_tokenizer
-  truncation, padding = backend.truncation, backend.padding
-  backend.no_padding()
-  backend.no_truncation()
-  try:
-    yield backend
-  finally:
-    if truncation:
-      backend.enable_truncation(**truncation)
-    if padding:
-      backend.enable_padding(**padding)
 
 
 def _tokenizer_class(folder: Path) -> type:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from fsb_jax.encodings.borrowing import borrowed_backend
 from fsb_jax.encodings.masking import IGNORED
-from fsb_jax.encodings.tokenizer import special_id, whole_texts
+from fsb_jax.encodings.tokenizer import special_id
 from fsb_jax.errors import UserError
 
 # What the mask of a right option and of any other stands for.
@@ -274,7 +275,7 @@ def _tokens(tokenizer) -> Callable[[Sequence[str]], list[np.ndarray]]:
   def tokens_of(texts):
     fresh = [text for text in dict.fromkeys(texts) if text not in known]
     if fresh:
-      with whole_texts(tokenizer) as backend:
+      with borrowed_backend(tokenizer) as backend:
         encodings = backend.encode_batch(fresh, add_special_tokens=False)
       known.update((text, np.array(encoding.ids, np.int32)) for text, encoding in zip(fresh, encodings))
     return [known[text] for text in texts]

@@ -10,6 +10,9 @@ Nothing here reads files or imports torch, transformers or TensorFlow.
 # Configuration.
 from fsb_jax.models.config import Dropout, HeadSizes, Run, TransformerConfig
 
+# Tags as a sequence.
+from fsb_jax.models.crf import crf_decode, crf_decode_n_best, crf_log_likelihood
+
 # Models and what they return.
 from fsb_jax.models.encoder import EncoderModel
 from fsb_jax.models.heads import HEADS
@@ -26,12 +29,15 @@ from fsb_jax.models.initialise import (
 from fsb_jax.models.masks import Mask
 from fsb_jax.models.outputs import (
   BaseOutput,
+  BiaffineOutput,
+  CrfOutput,
   MaskedLMOutput,
   MultipleChoiceOutput,
   NextSentenceOutput,
   PretrainingOutput,
   QuestionAnsweringOutput,
   SequenceClassificationOutput,
+  SpanTaggingOutput,
   TCBertOutput,
   TokenClassificationOutput,
 )
@@ -44,6 +50,8 @@ from fsb_jax.models.registry import Family, all_families, build, family, family_
 __all__ = [
   "HEADS",
   "BaseOutput",
+  "BiaffineOutput",
+  "CrfOutput",
   "Dropout",
   "EncoderModel",
   "Family",
@@ -57,6 +65,7 @@ __all__ = [
   "QuestionAnsweringOutput",
   "Run",
   "SequenceClassificationOutput",
+  "SpanTaggingOutput",
   "TCBertOutput",
   "TokenClassificationOutput",
   "TransformerConfig",
@@ -64,6 +73,9 @@ __all__ = [
   "all_families",
   "build",
   "cosine_similarity",
+  "crf_decode",
+  "crf_decode_n_best",
+  "crf_log_likelihood",
   "dummy_ids",
   "family",
   "family_of_hub_config",

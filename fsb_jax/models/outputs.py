@@ -112,3 +112,35 @@ class QuestionAnsweringOutput(Output):
 
   start_logits: jax.Array
   end_logits: jax.Array
+
+
+@struct.dataclass
+class CrfOutput(Output):
+  """`logits` `[batch, length, labels]`, and what one tag says of the next; `crf.py` makes tags of them.
+
+  Attributes:
+    logits: of every tag at every token.
+    transitions: `[labels, labels]`, of the second tag after the first.
+    start_transitions: `[labels]`, of a tag as the first.
+    end_transitions: `[labels]`, of a tag as the last.
+  """
+
+  logits: jax.Array
+  transitions: jax.Array
+  start_transitions: jax.Array
+  end_transitions: jax.Array
+
+
+@struct.dataclass
+class SpanTaggingOutput(Output):
+  """`start_logits` and `end_logits` `[batch, length, labels]`: of what begins and what ends at every token."""
+
+  start_logits: jax.Array
+  end_logits: jax.Array
+
+
+@struct.dataclass
+class BiaffineOutput(Output):
+  """`span_logits` `[batch, start, end, labels]`: of the span from one token to another, both in it."""
+
+  span_logits: jax.Array

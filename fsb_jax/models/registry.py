@@ -44,9 +44,19 @@ class Family:
     """The class a Hub config names for `head`."""
     return _CLASSES.get(head) or self.class_prefix + _CLASS_SUFFIX[head]
 
+  def in_transformers(self, head: str) -> bool:
+    """Whether the class of `head` is one that transformers might have, and not the original code's own."""
+    return head not in _CLASSES
+
+  @property
+  def architectures(self) -> dict[str, str]:
+    """The head of every class that is read; where heads share a class, the first of them."""
+    also = {name: head for name, head in _ALSO_READ.items() if head in self.heads}
+    return also | {self.architecture(head): head for head in reversed(("base", *self.heads))}
+
   def head_of(self, architecture: str) -> str:
     """The head of a class name; UserError lists the known ones."""
-    known = {self.architecture(head): head for head in ("base", *self.heads)}
+    known = self.architectures
     if architecture not in known:
       raise UserError(
         f"{architecture} is not a head of the {self.name} family that fsb_jax knows; pass head= with one of "
@@ -71,7 +81,17 @@ _CLASS_SUFFIX = {
   "question_answering_simple": "ForQuestionAnsweringSimple",
 }
 # Heads of the original code, whose classes are named alike on every encoder.
-_CLASSES: dict[str, str] = {"tcbert": "TCBertModel", "ubert": "UbertModel", "uniex": "UniEXBertModel"}
+_CLASSES: dict[str, str] = {
+  "tcbert": "TCBertModel",
+  "ubert": "UbertModel",
+  "uniex": "UniEXBertModel",
+  "crf": "BertCrf",
+  "span": "BertSpan",
+  "span_hard": "BertSpan",
+  "biaffine": "BertBiaffine",
+}
+# Classes of the original code that are heads of transformers' by another name.
+_ALSO_READ = {"BertLinear": "token_classification"}
 
 
 @functools.cache

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from fsb_jax.encodings import IGNORED
+from fsb_jax.errors import UserError
 from fsb_jax.models import cosine_similarity, option_logits, pool
+from fsb_jax.models.crf import crf_log_likelihood
 from fsb_jax.models.layers import at_least_float32
 from fsb_jax.training import extraction_losses as extraction
 
@@ -45,6 +47,22 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
   real = ~jnp.isneginf(logits)
   mean = jnp.sum(jnp.where(real, logits, 0), axis=-1) / jnp.sum(real, axis=-1)
   return (1 - label_smoothing) * loss + label_smoothing * (total - mean)
+
+
+def focal_weight(logits: jax.Array, labels: jax.Array, gamma: float) -> jax.Array:
+  """(1 - p) ** gamma of the labels' probabilities: little where the model is sure already.
+
+  Lin et al. 2017, https://arxiv.org/abs/1708.02002, equation 4; the gradient goes through it.
+
+  Args:
+    logits: as in `cross_entropy`.
+    labels: int `[...]`, all valid.
+    gamma: how strongly; 0 for not at all.
+
+  Returns:
+    `[...]`.
+  """
+  return (-jnp.expm1(-cross_entropy(logits, labels))) ** gamma
 
 
 def symmetric_divergence(one: jax.Array, other: jax.Array) -> jax.Array:
@@ -102,12 +120,14 @@ class ClassTerm:
     logits: outputs -> `[..., classes]`.
     labels: batch -> int `[...]`; negative ones (ignored, unlabelled) count for nothing.
     scale: what the term is multiplied by.
+    focal: gamma of `focal_weight`, which every cross-entropy is multiplied by.
   """
 
   name: str
   logits: Callable[[Any], jax.Array]
   labels: Callable[[Batch], jax.Array]
   scale: float = 1.0
+  focal: float = 0.0
 
   def weight(self, batch: Batch) -> jax.Array:
     """How many labels count."""
@@ -115,7 +135,10 @@ class ClassTerm:
 
   def sum(self, outputs: Any, batch: Batch, label_smoothing: float = 0.0) -> jax.Array:
     """The cross-entropies of the labels that count, added up."""
-    losses = cross_entropy(self.logits(outputs), jnp.maximum(self.labels(batch), 0), label_smoothing)
+    logits, labels = self.logits(outputs), jnp.maximum(self.labels(batch), 0)
+    losses = cross_entropy(logits, labels, label_smoothing)
+    if self.focal:
+      losses *= focal_weight(logits, labels, self.focal)
     return self.scale * counted(losses, self._kept(batch))
 
   def divergence(self, one: Any, other: Any, batch: Batch) -> jax.Array:
@@ -189,6 +212,53 @@ def _pair_losses(outputs: Any, batch: Batch, temperature: float = 0.05) -> jax.A
 
 def _row_weights(batch: Batch) -> jax.Array:
   return batch["weights"] if "weights" in batch else jnp.ones(len(batch["input_ids"]))
+def with_focal(objective: Objective, gamma: float) -> Objective:
+  """The objective with every cross-entropy multiplied by `focal_weight`.
+
+  Args:
+    objective: one of classes.
+    gamma: 2 is usual; 0 changes nothing.
+
+  Raises:
+    UserError: gamma is no such number, or the objective is not about classes alone.
+  """
+  # Below 1 the gradient of a label that is certain would be infinite.
+  if gamma != 0 and not 1 <= gamma < float("inf"):
+    raise UserError(f"the focal loss's gamma must be 0 or at least 1, not {gamma}")
+  _require_classes(objective, "a focal loss")
+  return Objective(tuple(dataclasses.replace(term, focal=gamma) for term in objective.terms))
+
+
+def with_smoothing_of_all(objective: Objective, share: float, places: Callable[[Batch], jax.Array]) -> Objective:
+  """Labels smoothed as the original's taggers do: ignored ones are smoothed too, each towards all classes alike.
+
+  It differs from `label_smoothing` only where `places` holds ignored labels: there the share that is spread evenly is a
+  mean over more tokens than the rest.
+
+  Args:
+    objective: one of classes.
+    share: of a label's probability that is spread over all classes, the label's own included.
+    places: batch -> weights of the form of the labels, 1 for the tokens (or pairs of tokens) of the text.
+
+  Raises:
+    UserError: the objective is not about classes alone.
+  """
+  _require_classes(objective, "smoothing of labels")
+
+  def evenly(term):
+    def values(outputs, batch):
+      return cross_entropy(term.logits(outputs), jnp.maximum(term.labels(batch), 0), label_smoothing=1.0)
+
+    return Term(f"{term.name}_evenly", values, places, term.scale * share)
+
+  labelled = tuple(dataclasses.replace(term, scale=term.scale * (1 - share)) for term in objective.terms)
+  return Objective(labelled + tuple(evenly(term) for term in objective.terms))
+
+
+def _require_classes(objective: Objective, what: str) -> None:
+  if not objective.classifies:
+    names = ", ".join(term.name for term in objective.terms if not isinstance(term, ClassTerm))
+    raise UserError(f"{what} is for losses of classes, which {names} is not; choose another head or leave it out")
 
 
 def _label(name: str) -> Callable[[Batch], jax.Array]:
@@ -203,6 +273,9 @@ def _position(name: str) -> Callable[[Batch], jax.Array]:
 def _all_of(cells: Callable[[Batch], jax.Array]) -> Callable[[Batch], jax.Array]:
   """Counts of a mean over as many values as an array of the batch has."""
   return lambda batch: jnp.ones(cells(batch).shape)
+def _of_text(name: str, mask: str = "attention_mask") -> Callable[[Batch], jax.Array]:
+  """Labels where `mask` is 1; the others are ignored."""
+  return lambda batch: jnp.where(batch[mask] == 1, batch[name], IGNORED)
 
 
 _classes = Objective((ClassTerm("classes", lambda outputs: outputs.logits, _label("labels")),))
@@ -214,6 +287,28 @@ _span = Objective(
     ClassTerm("end_positions", lambda outputs: outputs.end_logits, _position("end_positions"), 0.5),
   )
 )
+
+_entities = Objective(
+  (
+    # The mean of the two; label 0, nothing begins or ends here, is one of the classes.
+    ClassTerm("starts", lambda outputs: outputs.start_logits, _of_text("start_positions"), 0.5),
+    ClassTerm("ends", lambda outputs: outputs.end_logits, _of_text("end_positions"), 0.5),
+  )
+)
+
+
+def _crf_loss(outputs: Any, batch: Batch) -> jax.Array:
+  return -crf_log_likelihood(
+    outputs.logits, batch["labels"], batch["attention_mask"],
+    outputs.transitions, outputs.start_transitions, outputs.end_transitions,
+  )  # fmt: skip
+
+
+def _pairs(batch: Batch) -> jax.Array:
+  """Labels of the pairs of tokens in the band; label 0 is no class but padding."""
+  labels = _of_text("span_labels", "span_mask")(batch)
+  return jnp.where(labels == 0, IGNORED, labels)
+
 
 OBJECTIVES: dict[str, Objective] = {
   "sequence_classification": _classes,
@@ -260,7 +355,7 @@ OBJECTIVES: dict[str, Objective] = {
       ClassTerm(
         "replaced_tokens",
         lambda outputs: jnp.stack([jnp.zeros_like(outputs.logits), outputs.logits], -1),
-        lambda batch: jnp.where(batch["attention_mask"] == 1, batch["labels"], IGNORED),
+        _of_text("labels"),
       ),
     )
   ),
@@ -284,4 +379,8 @@ OBJECTIVES: dict[str, Objective] = {
   ),
   "question_answering": _span,
   "question_answering_simple": _span,
+  "crf": Objective((Term("crf", _crf_loss, lambda batch: jnp.ones(batch["labels"].shape[:1])),)),
+  "span": _entities,
+  "span_hard": _entities,
+  "biaffine": Objective((ClassTerm("pairs", lambda outputs: outputs.span_logits, _pairs, 10.0),)),
 }

@@ -221,5 +221,5 @@ def test_uniexs_answers(way):
 
 
 def test_transformers_lacks_them():
-  with pytest.raises(UserError, match="transformers has no UbertModel model to verify against"):
+  with pytest.raises(UserError, match="transformers has no bert model with head ubert to verify against"):
     verify(FOLDERS["ubert"])

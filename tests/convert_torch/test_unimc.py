@@ -189,7 +189,7 @@ def test_tcbert_folders_say_what_they_are(name, tmp_path):
 
 def test_tcbert_cannot_be_verified_against_transformers():
   folder = folder_of("tcbert_bert")
-  with pytest.raises(UserError, match="transformers has no TCBertModel of the bert family to verify against"):
+  with pytest.raises(UserError, match="transformers has no bert model with head tcbert to verify against"):
     verify(folder, load_hub_folder(folder, head="tcbert", num_labels=3))
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 from convert_torch import load_hub_folder
 from convert_torch.verify import verify
-from test_goldens import ALL
+from test_goldens import ALL, HERE
 from tiny_hub import FAMILIES, LM, ORIGINALS, hub_folder
 
 from fsb_jax import models
@@ -45,8 +45,13 @@ def test_every_family_can_be_verified(tmp_path, family):
 @pytest.mark.parametrize("family", ORIGINALS)
 def test_a_family_that_transformers_lacks_is_not_held_against_another(family):
   folder = next(ALL.glob(f"{ORIGINALS[family]}_*"))
-  with pytest.raises(UserError, match=f"transformers has no .* of the {family} family to verify against"):
+  with pytest.raises(UserError, match=f"transformers has no {family} model with head .* to verify against"):
     verify(folder)
+
+
+def test_a_head_that_transformers_lacks_is_named():
+  with pytest.raises(UserError, match="transformers has no bert model with head crf to verify against"):
+    verify(HERE / "tagging_crf", load_hub_folder(HERE / "tagging_crf", num_labels=7))
 
 
 def test_parameters_that_the_folder_lacks_are_given_to_both_and_listed(tmp_path):

@@ -18,11 +18,15 @@ OTHERWISE = {"deberta_v2": dict(share_att_key=False)}
 
 def slots_of(family, head, tie, scan, **changes):
   hf = torch_config(family, head, tie_word_embeddings=tie, **changes)
-  config = models.family(family).config_from_hf(hf.to_dict()).with_run(scan_layers=scan, vocab_multiple=8)
-  shapes = param_shapes(models.build(family, config, head, hf.num_labels))
   with torch.device("meta"):
     theirs = {name: tuple(x.shape) for name, x in torch_class(family, head)(hf).state_dict().items()}
-  return engine.slots(table(family), config, shapes, prefixed=head != "base"), theirs
+  return our_slots(family, head, hf, scan), theirs
+
+
+def our_slots(family, head, hf, scan):
+  config = models.family(family).config_from_hf(hf.to_dict()).with_run(scan_layers=scan, vocab_multiple=8)
+  shapes = param_shapes(models.build(family, config, head, hf.num_labels))
+  return engine.slots(table(family), config, shapes, prefixed=head != "base")
 
 
 @pytest.mark.parametrize("tie,scan", [(True, True), (False, False)])

@@ -12,7 +12,6 @@ from convert_torch.weights import table
 from safetensors.numpy import load_file, save_file
 
 from fsb_jax import models
-from fsb_jax.models import registry
 
 SHAPE = dict(
   vocab_size=101,
@@ -50,9 +49,10 @@ ORIGINALS = {"erlangshen_longformer": "longformer", "zen1": "zen1", "zen2": "zen
 FAMILIES = tuple(name for name in models.all_families() if name not in ORIGINALS)
 # The language model's head.
 LM = {name: "masked_lm" if "masked_lm" in models.family(name).heads else "lm" for name in models.all_families()}
-# Heads of each, without those of the original code, which transformers lacks.
+# Heads of each that transformers has.
 HEADS = {
-  name: ["base", *(head for head in models.family(name).heads if head not in registry._CLASSES)] for name in FAMILIES
+  name: ["base", *(head for head in models.family(name).heads if models.family(name).in_transformers(head))]
+  for name in FAMILIES
 }
 EVERY_HEAD = [(name, head) for name, heads in HEADS.items() for head in heads]
 # The rest is slow: every day each family meets every third head, beginning with another one.

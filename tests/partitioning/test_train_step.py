@@ -197,6 +197,33 @@ def test_every_family_equals_one_device(family, mesh, batch):
     np.testing.assert_allclose(ours[path], expected[path], atol=1e-9, rtol=1e-9, err_msg=path)
 
 
+def tagged(batch):
+  random = np.random.default_rng(1)
+  names = ("labels", "start_positions", "end_positions")
+  spans = batch["attention_mask"][:, :, None] * batch["attention_mask"][:, None]
+  return {
+    **batch,
+    **{name: random.integers(0, 2, (16, 16)).astype(np.int32) for name in names},
+    "span_labels": random.integers(0, 2, (16, 16, 16)).astype(np.int32),
+    "span_mask": np.triu(spans),
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 2, "tensor": 2}, {"sequence": 4, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("head", ["crf", "span", "biaffine"])
+def test_the_taggers_equal_one_device(head, mesh, batch):
+  batch, partitioner = tagged(batch), Partitioner(mesh)
+  with jax.enable_x64(True):
+    params, want, want_metrics = on_one_device(batch, {"head": head})
+    got, metrics = one_step(partitioner, params, batch, config_for(partitioner), head=head)
+    assert float(metrics["loss"]) == pytest.approx(float(want_metrics["loss"]), abs=1e-9)
+    expected, ours = (models.flatten(cut(gradients(state), params)) for state in (want, got))
+  for path in expected:
+    np.testing.assert_allclose(ours[path], expected[path], atol=1e-9, rtol=1e-9, err_msg=path)
+    assert not path.startswith("head/") or np.abs(expected[path]).max() > 1e-6
+
+
 @pytest.mark.parametrize(
   "optimizer,share",
   [(lion(learning_rate=1e-3), (0.99, 1.01)), (adafactor(learning_rate=1e-2, smallest_factored=8), (0, 0.5))],

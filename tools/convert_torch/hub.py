@@ -259,8 +259,7 @@ def _own_head(family: models.Family, hf_config: Mapping[str, Any], required: boo
     )
   if required:
     return family.head_of(architectures[0])
-  known = {family.architecture(head): head for head in ("base", *family.heads)}
-  return known.get(architectures[0]) if architectures else None
+  return family.architectures.get(architectures[0]) if architectures else None
 
 
 def _require_shapes(have: Mapping[str, tuple], want: Mapping[str, tuple], what: str) -> None:

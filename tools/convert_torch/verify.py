@@ -50,18 +50,14 @@ def verify(
   """
   hub_folder = Path(hub_folder)
   _torch()
-  import transformers
 
   hashes = io.WeightFiles(hub_folder).sha256()  # first: it says in one sentence what is wrong with a folder
   ours = ours or hub.load_hub_folder(hub_folder)
   weights = table(ours.family)
-
-  architecture = models.family(ours.family).architecture(ours.head)
-  if not weights.in_transformers or not hasattr(transformers, architecture):
-    lacking = architecture if weights.in_transformers else ours.family
+  if not (weights.in_transformers and models.family(ours.family).in_transformers(ours.head)):
     raise UserError(
-      f"transformers has no {lacking} model to verify against; fsb_jax's tests compare it with what the original "
-      "code computed"
+      f"transformers has no {ours.family} model with head {ours.head} to verify against; fsb_jax's tests compare it "
+      "with what the original code computed"
     )
   inputs = {"random ids": random_inputs(ours, seed)}
   if any((hub_folder / name).is_file() for name in _VOCABULARIES):

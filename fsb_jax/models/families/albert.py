@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from fsb_jax.errors import UserError
 from fsb_jax.models.config import Dropout, TransformerConfig
-from fsb_jax.models.extraction import EXTRACTION_HEADS
 from fsb_jax.models.families._bert_form import require_values, shared_fields, shared_to_hf
 from fsb_jax.models.heads import HEADS, SentenceOrder
+from fsb_jax.models.original_heads import ORIGINAL_HEADS
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
 
@@ -62,6 +62,8 @@ FAMILY = Family(
   config_to_hf=config_to_hf,
   sizes={"tiny": _size(2, 128, 2), "albert_base": _size(12, 768, 12), "unimc_235m": _size(12, 4096, 64)},
   heads={
-    name: head for name, head in HEADS.items() if name not in ("pretraining", "next_sentence")
-  } | {"sentence_order": SentenceOrder, **EXTRACTION_HEADS},
+    **{name: head for name, head in HEADS.items() if name not in ("pretraining", "next_sentence")},
+    "sentence_order": SentenceOrder,
+    **ORIGINAL_HEADS,
+  },
 )

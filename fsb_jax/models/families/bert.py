@@ -7,9 +7,9 @@ Source: Devlin et al. 2018, https://arxiv.org/abs/1810.04805.
 from collections.abc import Mapping
 
 from fsb_jax.models.config import TransformerConfig
-from fsb_jax.models.extraction import EXTRACTION_HEADS
 from fsb_jax.models.families._bert_form import shared_fields, shared_to_hf
 from fsb_jax.models.heads import HEADS
+from fsb_jax.models.original_heads import ORIGINAL_HEADS
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
 from fsb_jax.models.tcbert import TCBert
@@ -43,5 +43,5 @@ FAMILY = Family(
     "erlangshen_roberta_110m": _size(12, 768),
     "erlangshen_roberta_330m": _size(24, 1024),
   },
-  heads={**HEADS, **EXTRACTION_HEADS, "tcbert": TCBert},
+  heads={**HEADS, **ORIGINAL_HEADS, "tcbert": TCBert},
 )

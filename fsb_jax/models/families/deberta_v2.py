@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from fsb_jax.errors import UserError
 from fsb_jax.models.config import TransformerConfig
 from fsb_jax.models.disentangled import ConvolutionSpec, DisentangledAttention, DisentangledPositions
-from fsb_jax.models.extraction import EXTRACTION_HEADS
 from fsb_jax.models.families._bert_form import require_values, shared_fields, shared_to_hf
 from fsb_jax.models.heads import HEADS
 from fsb_jax.models.layers import ACTIVATIONS, NormSpec
+from fsb_jax.models.original_heads import ORIGINAL_HEADS
 from fsb_jax.models.registry import Family
 
 _DEFAULTS = {"layer_norm_eps": 1e-7, "type_vocab_size": 0}
@@ -106,6 +106,6 @@ FAMILY = Family(
   },
   heads={
     **{name: head for name, head in HEADS.items() if name not in ("pretraining", "next_sentence")},
-    **EXTRACTION_HEADS,
+    **ORIGINAL_HEADS,
   },
 )

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Mapping
 
 from fsb_jax.models.config import TransformerConfig
-from fsb_jax.models.extraction import EXTRACTION_HEADS
 from fsb_jax.models.families._bert_form import require_values, shared_fields, shared_to_hf
 from fsb_jax.models.heads import (
   Discriminator,
@@ -17,6 +16,7 @@ from fsb_jax.models.heads import (
   SummaryMultipleChoice,
   TokenClassification,
 )
+from fsb_jax.models.original_heads import ORIGINAL_HEADS
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
 
@@ -69,6 +69,6 @@ FAMILY = Family(
     "token_classification": TokenClassification,
     "multiple_choice": functools.partial(SummaryMultipleChoice, summary_activation="gelu", summary_dropout=0.1),
     "question_answering": QuestionAnswering,
-    **EXTRACTION_HEADS,
+    **ORIGINAL_HEADS,
   },
 )

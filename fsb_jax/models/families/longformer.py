@@ -4,7 +4,7 @@ Source: Beltagy et al. 2020, https://arxiv.org/abs/2004.05150.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fsb_jax.errors import UserError
 from fsb_jax.models.config import TransformerConfig
@@ -18,16 +18,18 @@ from fsb_jax.models.heads import (
   TokenClassification,
 )
 from fsb_jax.models.layers import NormSpec
+from fsb_jax.models.original_heads import ORIGINAL_HEADS
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
 from fsb_jax.models.sliding_window import SlidingWindowAttention, Window
 
-HEADS: dict[str, Head] = {
+HEADS: dict[str, Callable[..., Head]] = {
   "masked_lm": functools.partial(MaskedLM, transform_activation="gelu"),
   "sequence_classification": functools.partial(FirstTokenClassification, global_tokens="first"),
   "token_classification": TokenClassification,
   "multiple_choice": functools.partial(MultipleChoice, global_tokens="answer"),
   "question_answering": functools.partial(QuestionAnswering, global_tokens="question"),
+  **ORIGINAL_HEADS,
 }
 
 

@@ -6,9 +6,9 @@ Source: Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053, section 5.3.
 from collections.abc import Mapping
 
 from fsb_jax.models.config import TransformerConfig
-from fsb_jax.models.extraction import EXTRACTION_HEADS
 from fsb_jax.models.families._bert_form import shared_fields, shared_to_hf
 from fsb_jax.models.heads import HEADS
+from fsb_jax.models.original_heads import ORIGINAL_HEADS
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
 from fsb_jax.models.tcbert import TCBert
@@ -48,5 +48,5 @@ FAMILY = Family(
     "erlangshen_1_3b": _size(24, 2048, 32),
     "erlangshen_3_9b": _size(48, 2560, 40),
   },
-  heads={**HEADS, **EXTRACTION_HEADS, "tcbert": TCBert},
+  heads={**HEADS, **ORIGINAL_HEADS, "tcbert": TCBert},
 )

@@ -7,10 +7,10 @@ import functools
 from collections.abc import Mapping
 
 from fsb_jax.models.config import TransformerConfig
-from fsb_jax.models.extraction import EXTRACTION_HEADS
 from fsb_jax.models.families._bert_form import shared_fields, shared_to_hf
 from fsb_jax.models.heads import HEADS, FirstTokenClassification, MaskedLM
 from fsb_jax.models.layers import NormSpec
+from fsb_jax.models.original_heads import ORIGINAL_HEADS
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
 
@@ -45,6 +45,6 @@ FAMILY = Family(
     **{name: head for name, head in HEADS.items() if name not in ("pretraining", "next_sentence")},
     "masked_lm": functools.partial(MaskedLM, transform_activation="gelu"),
     "sequence_classification": FirstTokenClassification,
-    **EXTRACTION_HEADS,
+    **ORIGINAL_HEADS,
   },
 )

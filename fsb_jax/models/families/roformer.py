@@ -15,6 +15,7 @@ from fsb_jax.models.heads import (
   SummaryMultipleChoice,
   TokenClassification,
 )
+from fsb_jax.models.original_heads import ORIGINAL_HEADS
 from fsb_jax.models.positions import RotaryPositions
 from fsb_jax.models.registry import Family
 
@@ -59,6 +60,7 @@ FAMILY = Family(
     # From the last position, whatever stands there.
     "multiple_choice": functools.partial(SummaryMultipleChoice, token=-1),
     "question_answering": QuestionAnswering,
+    **ORIGINAL_HEADS,
   },
   # Zhouwenwang's configs share the name, and have neither.
   reads=lambda hf: "rotary_value" in hf or "embedding_size" in hf,

@@ -1,6 +1,6 @@
 """Rows that the BERT-shaped families share."""
 
-from convert_torch.ops import Op, heads_bias, heads_in, heads_out, linear, pad_vocab, then
+from convert_torch.ops import heads_bias, heads_in, heads_out, linear, pad_vocab, then
 from convert_torch.weights import Row
 
 # Registered buffers that older versions of transformers saved.
@@ -85,28 +85,7 @@ def bert_heads() -> tuple[Row, ...]:
     *decoder("cls.predictions", token_embed="bert.embeddings.word_embeddings.weight"),
     *dense("head/next_sentence", "cls.seq_relationship"),
     *dense("head/classifier", "classifier"),
-    *dense("head/linear_classifier", "linear_classifier"),
     *dense("head/span", "qa_outputs"),
-    *extraction_heads(),
-  )
-
-
-# Ubert's U has an axis for one output: [i, 1, j] <-> [i, j].
-_one_output = Op(lambda x, config: x[:, 0], lambda x, config: x[:, None])
-# UniEX's W: [start, type, end] <-> [type, start, end].
-_type_first = Op(lambda x, config: x.transpose(1, 0, 2), lambda x, config: x.transpose(1, 0, 2))
-
-
-def extraction_heads() -> tuple[Row, ...]:
-  """Ubert and UniEX, on every encoder."""
-  return (
-    *dense("head/query", "query_layer.0"),
-    *dense("head/key", "key_layer.0"),
-    Row("head/biaffine/kernel", "biaffine_query_key_cls.U", _one_output),
-    *dense("head/start", "mlp_start.mlp.0"),
-    *dense("head/end", "mlp_end.mlp.0"),
-    *dense("head/type", "mlp_cls.mlp.0"),
-    Row("head/triaffine/kernel", "triaffine.weight", _type_first),
   )
 
 

@@ -9,9 +9,9 @@ from convert_torch.weights._bert_form import (
   decoder,
   dense,
   embeddings,
-  extraction_heads,
   norm,
 )
+from convert_torch.weights._original_heads import original_heads
 
 OURS, THEIRS = "encoder/group_{i}", "albert.encoder.albert_layer_groups.{i}.albert_layers.0"
 
@@ -33,7 +33,7 @@ TABLE = Table(
     *dense("head/sentence_order", "sop_classifier.classifier"),
     *dense("head/classifier", "classifier"),
     *dense("head/span", "qa_outputs"),
-    *extraction_heads(),
+    *original_heads(),
   ),
   ignore=BUFFERS,
   rename=(*WRAPPED, *OLD_NORMS),

@@ -10,9 +10,9 @@ from convert_torch.weights._bert_form import (
   decoder,
   dense,
   embeddings,
-  extraction_heads,
   norm,
 )
+from convert_torch.weights._original_heads import original_heads
 
 OURS, THEIRS = "encoder/layers_{i}", "deberta.encoder.layer.{i}"
 
@@ -49,7 +49,7 @@ TABLE = Table(
     *decoder("cls.predictions", token_embed="deberta.embeddings.word_embeddings.weight"),
     *dense("head/classifier", "classifier"),
     *dense("head/span", "qa_outputs"),
-    *extraction_heads(),
+    *original_heads(),
   ),
   ignore=BUFFERS,
   rename=(

@@ -2,7 +2,8 @@
 
 from convert_torch.ops import linear, pad_vocab, then
 from convert_torch.weights import Row, Table
-from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, dense, embeddings, extraction_heads, layers, norm
+from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, dense, embeddings, layers, norm
+from convert_torch.weights._original_heads import original_heads
 
 TABLE = Table(
   prefix="electra.",
@@ -29,7 +30,7 @@ TABLE = Table(
     *dense("head/classifier", "classifier"),
     *dense("head/summary", "sequence_summary.summary"),
     *dense("head/span", "qa_outputs"),
-    *extraction_heads(),
+    *original_heads(),
   ),
   ignore=BUFFERS,
   rename=OLD_NORMS,

@@ -6,6 +6,7 @@ RoBERTa's names, and three more projections for global tokens.
 from convert_torch.ops import heads_bias, heads_out
 from convert_torch.weights import Row, Table
 from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, decoder, dense, encoder, norm
+from convert_torch.weights._original_heads import original_heads
 
 OURS, THEIRS = "encoder/layers_{i}/attention", "longformer.encoder.layer.{i}.attention.self"
 
@@ -18,6 +19,7 @@ HEADS = (
   *dense("head/classifier_out", "classifier.out_proj"),
   *dense("head/classifier", "classifier"),
   *dense("head/span", "qa_outputs"),
+  *original_heads(),
 )
 
 TABLE = Table(

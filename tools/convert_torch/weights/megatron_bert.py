@@ -5,6 +5,7 @@ Its norms stand before the sub-layers (`attention.ln`, `ln`), one stands after t
 
 from convert_torch.weights import Table
 from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, WRAPPED, attention, bert_heads, dense, embeddings, norm
+from convert_torch.weights._original_heads import original_heads
 
 OURS, THEIRS = "encoder/layers_{i}", "bert.encoder.layer.{i}"
 
@@ -20,6 +21,8 @@ TABLE = Table(
     *norm("encoder/final_norm", "bert.encoder.ln"),
     *dense("pooler", "bert.pooler.dense"),
     *bert_heads(),
+    *original_heads(),
+    *dense("head/linear_classifier", "linear_classifier"),
   ),
   ignore=BUFFERS,
   rename=(*WRAPPED, *OLD_NORMS),

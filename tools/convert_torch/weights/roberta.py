@@ -1,7 +1,8 @@
 """RoBERTa: https://github.com/huggingface/transformers, models/roberta/modeling_roberta.py."""
 
 from convert_torch.weights import Table
-from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, decoder, dense, encoder, extraction_heads, norm
+from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, decoder, dense, encoder, norm
+from convert_torch.weights._original_heads import original_heads
 
 TABLE = Table(
   prefix="roberta.",
@@ -15,7 +16,7 @@ TABLE = Table(
     *dense("head/classifier_out", "classifier.out_proj"),
     *dense("head/classifier", "classifier"),
     *dense("head/span", "qa_outputs"),
-    *extraction_heads(),
+    *original_heads(),
   ),
   ignore=BUFFERS,
   rename=OLD_NORMS,

@@ -4,6 +4,7 @@ import numpy as np
 
 from convert_torch.weights import Table
 from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, decoder, dense, embeddings, layers, norm
+from convert_torch.weights._original_heads import original_heads
 
 
 def sines(config) -> np.ndarray:
@@ -26,6 +27,7 @@ TABLE = Table(
     *dense("head/classifier_out", "classifier.out_proj"),
     *dense("head/classifier", "classifier"),
     *dense("head/span", "qa_outputs"),
+    *original_heads(),
   ),
   ignore=BUFFERS,
   rename=OLD_NORMS,
