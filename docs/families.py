@@ -6,35 +6,63 @@ from pathlib import Path
 from convert_torch.weights import table
 
 from fsb_jax import models
-from fsb_jax.models import registry
 
 TARGET = Path(__file__).with_name("families.md")
 HEADER = """# Model families
 
-Made by `python docs/families.py`. Every family is read from and written to Hub folders (`fsb convert import` and
-`export`), runs with its layers stacked (`scan_layers`) or one by one, and trains on any mesh. Every head is compared
-with the reference named here: outputs, hidden states, loss and the gradient of every parameter. Heads that
-`transformers` lacks ({heads}) are compared on one family with what the original code computed.
+Made by `python docs/families.py`. Every family and every head is read from and written to Hub folders (`fsb convert
+import` and `export`), runs with its layers stacked (`scan_layers`) or one by one, and trains on any mesh.
 
-| family | checkpoints | heads besides `base` | sizes | reference |
-|---|---|---|---|---|
+| family | checkpoints | sizes |
+|---|---|---|
 """
+HEADS = """
+## Heads, and what each is compared with
+
+**T**: `transformers`, in float64 on both sides: outputs, hidden states, attentions, loss and the gradient of every
+parameter at 1e-9. **O**: what the original code computed: outputs, loss and gradients at 1e-4 (and its modules in
+float64 where PyTorch has them). **N**: names and shapes of its tensors; the head itself is compared on `bert`. Empty:
+the family has no such head.
+
+UniMC needs no head of its own: it is a `masked_lm` with rows, loss and answers of its own (`fsb_jax.encodings`), and is
+compared with the original on `bert`, `megatron_bert`, `deberta_v2` and `albert`.
+
+"""
+# Families on which the heads of the original code are compared with what it computed.
+COMPARED = {"tcbert": ("bert", "megatron_bert")}
 
 
-def rows():
+def families():
   """A line for every family."""
   for name, family in sorted(models.all_families().items()):
     about = importlib.import_module(f"fsb_jax.models.families.{name}").__doc__.splitlines()[0].rstrip(".")
-    heads = ", ".join(f"`{head}`" for head in family.heads)
     sizes = ", ".join(f"`{size}`" for size in family.sizes)
-    reference = "`transformers`" if table(name).in_transformers else "the original's outputs"
-    yield f"| `{name}` | {about} | {heads} | {sizes} | {reference} |\n"
+    yield f"| `{name}` | {about} | {sizes} |\n"
+
+
+def status(name, head):
+  """What a head of a family is compared with."""
+  family = models.family(name)
+  if head != "base" and head not in family.heads:
+    return ""
+  if not family.in_transformers(head):
+    return "O" if name in COMPARED.get(head, ("bert",)) else "N"
+  # Of this one nothing was recorded; its layer is also that of `pretraining`.
+  return "T" if table(name).in_transformers else "N" if head == "next_sentence" else "O"
+
+
+def heads():
+  """The table of heads, a row for each."""
+  names = sorted(models.all_families())
+  every = dict.fromkeys(["base", *(head for name in names for head in models.family(name).heads)])
+  rows = [["", *names], *([f"`{head}`", *(status(name, head) for name in names)] for head in every)]
+  rows.insert(1, ["---"] * len(rows[0]))
+  return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def text():
   """The whole file."""
-  heads = ", ".join(f"`{head}`" for head in registry._CLASSES)
-  return HEADER.format(heads=heads) + "".join(rows())
+  return HEADER + "".join(families()) + HEADS + heads()
 
 
 if __name__ == "__main__":

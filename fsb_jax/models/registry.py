@@ -117,7 +117,7 @@ def family_of_hub_config(hf: Mapping) -> Family:
     for candidate in all_families().values():
       if named and candidate.model_type == named.removeprefix("fengshen-") and candidate.reads(hf):
         return candidate
-  known = ", ".join(sorted(f.model_type for f in all_families().values()))
+  known = ", ".join(sorted({f.model_type for f in all_families().values()}))
   raise UserError(f"config.json says model_type {model_type!r}, which fsb_jax does not know; known: {known}")
 
 
