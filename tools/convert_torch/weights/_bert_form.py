@@ -29,18 +29,18 @@ def norm(ours: str, theirs: str, optional: bool = False) -> tuple[Row, ...]:
   )
 
 
+def to_heads(ours: str, theirs: str, optional: bool = False) -> tuple[Row, ...]:
+  """A linear layer whose outputs are those of several heads."""
+  return (
+    Row(f"{ours}/kernel", f"{theirs}.weight", heads_out, optional=optional),
+    Row(f"{ours}/bias", f"{theirs}.bias", heads_bias, optional=optional),
+  )
+
+
 def attention(ours: str, theirs: str, names: str = "self.{}", out: str = "output.dense") -> tuple[Row, ...]:
   """Self-attention's four projections."""
-  inward = (
-    row
-    for name in ("query", "key", "value")
-    for row in (
-      Row(f"{ours}/{name}/kernel", f"{theirs}.{names.format(name)}.weight", heads_out),
-      Row(f"{ours}/{name}/bias", f"{theirs}.{names.format(name)}.bias", heads_bias),
-    )
-  )
   return (
-    *inward,
+    *(row for x in ("query", "key", "value") for row in to_heads(f"{ours}/{x}", f"{theirs}.{names.format(x)}")),
     Row(f"{ours}/out/kernel", f"{theirs}.{out}.weight", heads_in),
     Row(f"{ours}/out/bias", f"{theirs}.{out}.bias"),
   )

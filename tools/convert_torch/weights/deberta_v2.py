@@ -1,6 +1,6 @@
 """DeBERTa-v2: https://github.com/huggingface/transformers, models/deberta_v2/modeling_deberta_v2.py."""
 
-from convert_torch.ops import Op, heads_bias, heads_out
+from convert_torch.ops import Op
 from convert_torch.weights import Row, Table
 from convert_torch.weights._bert_form import (
   BUFFERS,
@@ -11,6 +11,7 @@ from convert_torch.weights._bert_form import (
   dense,
   embeddings,
   norm,
+  to_heads,
 )
 from convert_torch.weights._original_heads import original_heads
 
@@ -31,14 +32,8 @@ TABLE = Table(
     Row("encoder/convolution/norm_scale", "deberta.encoder.conv.LayerNorm.weight", optional=True),
     Row("encoder/convolution/norm_bias", "deberta.encoder.conv.LayerNorm.bias", optional=True),
     *attention(f"{OURS}/attention", f"{THEIRS}.attention", names="self.{}_proj"),
-    *(
-      row
-      for ours, theirs in (("distance_query", "pos_query_proj"), ("distance_key", "pos_key_proj"))
-      for row in (
-        Row(f"{OURS}/attention/{ours}/kernel", f"{THEIRS}.attention.self.{theirs}.weight", heads_out, optional=True),
-        Row(f"{OURS}/attention/{ours}/bias", f"{THEIRS}.attention.self.{theirs}.bias", heads_bias, optional=True),
-      )
-    ),
+    *to_heads(f"{OURS}/attention/distance_query", f"{THEIRS}.attention.self.pos_query_proj", optional=True),
+    *to_heads(f"{OURS}/attention/distance_key", f"{THEIRS}.attention.self.pos_key_proj", optional=True),
     *norm(f"{OURS}/attention_norm", f"{THEIRS}.attention.output.LayerNorm"),
     *dense(f"{OURS}/mlp/wi", f"{THEIRS}.intermediate.dense"),
     *dense(f"{OURS}/mlp/wo", f"{THEIRS}.output.dense"),

@@ -3,9 +3,8 @@
 RoBERTa's names, and three more projections for global tokens.
 """
 
-from convert_torch.ops import heads_bias, heads_out
-from convert_torch.weights import Row, Table
-from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, decoder, dense, encoder, norm
+from convert_torch.weights import Table
+from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, decoder, dense, encoder, norm, to_heads
 from convert_torch.weights._original_heads import original_heads
 
 OURS, THEIRS = "encoder/layers_{i}/attention", "longformer.encoder.layer.{i}.attention.self"
@@ -26,14 +25,7 @@ TABLE = Table(
   prefix="longformer.",
   rows=(
     *encoder("longformer"),
-    *(
-      row
-      for name in ("query", "key", "value")
-      for row in (
-        Row(f"{OURS}/global_{name}/kernel", f"{THEIRS}.{name}_global.weight", heads_out),
-        Row(f"{OURS}/global_{name}/bias", f"{THEIRS}.{name}_global.bias", heads_bias),
-      )
-    ),
+    *(row for x in ("query", "key", "value") for row in to_heads(f"{OURS}/global_{x}", f"{THEIRS}.{x}_global")),
     *HEADS,
   ),
   ignore=BUFFERS,
