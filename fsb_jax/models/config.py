@@ -19,15 +19,17 @@ class Dropout:
   Attributes:
     hidden: after the embeddings and on every residual branch.
     attention: on attention probabilities.
+    mlp: inside the feed-forward block, after its activation.
     classifier: before a classification head; None means `hidden`.
   """
 
   hidden: float = 0.1
   attention: float = 0.1
+  mlp: float = 0.0
   classifier: float | None = None
 
   def __post_init__(self):
-    for rate in (self.hidden, self.attention, self.classifier or 0.0):
+    for rate in (self.hidden, self.attention, self.mlp, self.classifier or 0.0):
       if not 0 <= rate < 1:
         raise UserError(f"a dropout rate must be at least 0 and below 1, not {rate}")
 

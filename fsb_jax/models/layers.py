@@ -257,7 +257,7 @@ class Mlp(nn.Module):
   config: Any
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
     """Maps `[batch, length, embed]` to the same shape."""
     config = self.config
     names = config.activations
@@ -268,6 +268,7 @@ class Mlp(nn.Module):
     hidden = nn.with_logical_constraint(
       math.prod(branches[1:], start=branches[0]), ("activation_batch", "activation_length", "activation_mlp")
     )
+    hidden = nn.Dropout(config.dropout.mlp, deterministic=deterministic)(hidden)
     return dense(config, (config.embed_dim,), ("mlp", "embed"), "wo")(hidden)
 
 

@@ -70,7 +70,7 @@ class Block(nn.Module):
       return x
 
     hidden = residual(hidden, attention, "attention_norm")
-    hidden = residual(hidden, Mlp(config, name="mlp"), "mlp_norm")
+    hidden = residual(hidden, lambda x: Mlp(config, name="mlp")(x, context.deterministic), "mlp_norm")
     if context.joined is not None:
       hidden = context.joined.join(hidden, per_layer)
     hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)

@@ -151,7 +151,7 @@ class TwoStreamBlock(nn.Module):
       if stream is None:
         return None
       stream = attention_norm(stream + drop(attended))
-      return nn.with_logical_constraint(mlp_norm(stream + drop(mlp(stream))), HIDDEN_AXES)
+      return nn.with_logical_constraint(mlp_norm(stream + drop(mlp(stream, context.deterministic))), HIDDEN_AXES)
 
     attended, probabilities = zip(*RelativeAttention(config, name="attention")(*streams, memory, context))
     streams = tuple(map(finish, streams, attended))

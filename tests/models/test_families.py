@@ -107,7 +107,7 @@ def test_config_round_trip_of_every_field(family):
   if family == "xlnet":
     # It has one rate of dropout, and neither token types nor a longest sequence.
     positions = dataclasses.replace(config.positions, clamp=5, memory=7, reuse=3)
-    config = dataclasses.replace(config, positions=positions, dropout=Dropout(hidden=0.2, attention=0.2))
+    config = dataclasses.replace(config, positions=positions, dropout=Dropout(hidden=0.2, attention=0.2, mlp=0.2))
   else:
     length = {"length": 77} if hasattr(config.positions, "length") else {}
     config = dataclasses.replace(

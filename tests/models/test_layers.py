@@ -69,11 +69,11 @@ def test_the_gradient_of_a_kernel_needs_no_copy():
 def test_products_stay_visible_to_what_remat_keeps():
   module = models.sized("bert", "tiny")
   mlp, x = layers.Mlp(module), jnp.ones((2, 4, module.embed_dim), jnp.float32)
-  params = nn.meta.unbox(mlp.init(jax.random.key(0), x))
+  params = nn.meta.unbox(mlp.init(jax.random.key(0), x, True))
 
   def products(policy):
     def loss(params, x):
-      return jnp.sum(mlp.apply(params, x) ** 2)
+      return jnp.sum(mlp.apply(params, x, True) ** 2)
 
     if policy is not None:
       loss = jax.checkpoint(loss, policy=getattr(jax.checkpoint_policies, policy))
@@ -133,3 +133,19 @@ def test_softmax_equals_jax_in_value_and_gradient():
 def test_the_backward_pass_keeps_little(function, numbers):
   x = jnp.asarray(RANDOM.normal(size=(64, 32)))
   assert kept(function, x) <= numbers
+
+
+def test_dropout_inside_the_feed_forward_block():
+  config = models.TransformerConfig(
+    vocab_size=10, embed_dim=8, num_layers=1, num_heads=2, mlp_dim=64, dropout=models.Dropout(mlp=0.5)
+  )
+  mlp, x = layers.Mlp(config), jnp.ones((1, 1, 8), jnp.float32)
+  params = mlp.init(jax.random.key(0), x, True)
+  # Through the identity, so that what was dropped can be seen: half of it, the rest doubled.
+  kernel = {"kernel": jnp.eye(64, 8), "bias": jnp.zeros(8)}
+  params = {"params": {**params["params"], "wo": kernel}}
+  kept = mlp.apply(params, x, True)
+  for seed in range(20):
+    dropped = mlp.apply(params, x, False, rngs={"dropout": jax.random.key(seed)})
+    share = np.asarray(dropped / kept)
+    assert set(np.round(share.ravel(), 5)) <= {0.0, 2.0}

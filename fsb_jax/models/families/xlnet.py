@@ -40,7 +40,7 @@ def config_from_hf(hf: Mapping) -> TransformerConfig:
   rate = fields["dropout"].hidden
   clamp, memory = hf.get("clamp_len", -1), hf.get("mem_len", 512)
   return TransformerConfig(
-    **{**fields, "dropout": Dropout(hidden=rate, attention=rate)},
+    **{**fields, "dropout": Dropout(hidden=rate, attention=rate, mlp=rate)},
     positions=SinusoidDistances(clamp=clamp if clamp > 0 else None, memory=memory or None, reuse=hf.get("reuse_len")),
     embedding_norm=False,
     base_pooler=False,
