@@ -158,7 +158,12 @@ def read_folder(
 
 
 def require_vocabulary(tokenizer: Any, config: models.TransformerConfig) -> None:
-  """UserError where the tokenizer has tokens that the model does not know."""
+  """UserError where the tokenizer's ids are not all that the model reads, or more than it knows."""
+  if config.ngrams is not None:
+    raise UserError(
+      "the model reads n-grams beside its tokens, which tasks and pipelines do not make yet; call the model itself "
+      "with what fsb_jax.encodings.encode_ngrams gives"
+    )
   if len(tokenizer) > config.vocab_size:
     raise UserError(
       f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary only {config.vocab_size}: they do not "

@@ -1,5 +1,8 @@
 """`from_pretrained` over both kinds of folder, every layout, dtype and mesh: the same model each time."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -182,3 +185,22 @@ def test_a_tokenizer_that_pads_on_the_left(tmp_path):
   alone = [classify(text) for text in ("天", "天地玄黄天地玄黄")]
   for answer, expected in zip(classify(["天", "天地玄黄天地玄黄"]), alone):
     assert answer["score"] == pytest.approx(expected["score"], abs=1e-6) and answer["label"] == expected["label"]
+
+
+def test_new_tokens_in_16_bits_are_the_mean_too():
+  from fsb_jax import models
+
+  config = models.sized("bert", "tiny", param_dtype="bfloat16")
+  boxed = models.abstract_params(models.build("bert", config))
+  ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), nn.meta.unbox(boxed))
+  new = models.abstract_params(models.build("bert", dataclasses.replace(config, vocab_size=config.vocab_size + 5)))
+  resized = models.resize_vocabulary(ones, new, config.vocab_size)
+  assert (np.asarray(resized["token_embed"]["embedding"][-5:], np.float32) == 1).all()
+
+
+def test_models_of_ngrams_are_not_fed_tokens_alone():
+  from fsb_jax import models
+  from fsb_jax.pretrained import require_vocabulary
+
+  with pytest.raises(UserError, match="the model reads n-grams beside its tokens"):
+    require_vocabulary((), models.sized("zen1", "tiny"))

@@ -31,7 +31,7 @@ def to_layout(params: Mapping[str, Any], scan_layers: bool) -> dict[str, Any]:
 
 
 # Logical axes that may differ between a saved array and the one wanted, because a mesh pads them.
-_PADDED_AXES = ("table_vocab", "vocab")
+_PADDED_AXES = ("table_vocab", "table_ngrams", "vocab")
 
 
 def fits(saved: tuple[int, ...], wanted: tuple[int, ...], names: Sequence[str | None] = ()) -> bool:

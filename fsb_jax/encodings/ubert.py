@@ -103,7 +103,8 @@ def decode_ubert(tokenizer, item: Mapping, logits: np.ndarray, *, threshold: flo
     threshold: probability above which a span is an answer.
 
   Returns:
-    A copy of the item. The likeliest choice of a classification has `label` 1 and a `score`. Other choices have an
+    A copy of the item. The likeliest choice of a classification has `label` 1 and a `score`, no other has the label
+    it was given with. Other choices have an
     `entity_list` of `entity_name` and `score`: of a reading comprehension the likeliest span alone, else every span,
     each name once with its first score. Spans that end behind the text have the name "", as in the original.
   """
@@ -113,6 +114,7 @@ def decode_ubert(tokenizer, item: Mapping, logits: np.ndarray, *, threshold: flo
   if item["task_type"] == CLASSIFICATION:
     scores = probability(logits[:, 0, 0])
     best = int(np.argmax(scores))
+    choices = [{**choice, "label": 0} if "label" in choice else choice for choice in choices]
     choices[best] |= {"label": 1, "score": float(scores[best])}
     return {**item, "choices": choices}
 

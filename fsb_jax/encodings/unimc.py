@@ -235,6 +235,11 @@ def answers_unimc(items: Sequence[Mapping], probabilities: np.ndarray) -> list[d
   answers = []
   for item, row in zip(items, np.asarray(probabilities), strict=True):
     scores = row[: len(item["choice"])]
+    if not abs(float(scores.sum()) - 1) < 1e-2:
+      raise UserError(
+        "the probabilities of an item's options do not add up to 1; give those of a batch of only_asked_unimc, where "
+        "the options stand first"
+      )
     label = int(scores.argmax())
     answers.append({"label": label, "answer": item["choice"][label], "scores": scores.tolist()})
   return answers

@@ -39,7 +39,7 @@ class HeadSizes:
   """Widths inside heads that have one of their own, by their names in config.json.
 
   They lie in the config, because they are facts of a checkpoint that config.json says and that every folder of ours
-  keeps there; a head reads its own.
+  keeps there; a head reads its own, and names those in `sizes`.
 
   Attributes:
     biaffine_size: of Ubert's query and key.

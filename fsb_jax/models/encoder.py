@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fsb_jax.errors import UserError
 from fsb_jax.models.heads import Attend, Head, fold_choices, with_head
 from fsb_jax.models.layers import activation, dense, embed
 from fsb_jax.models.masks import Mask, mask_from_attention_mask, prefix_mask
@@ -19,10 +20,12 @@ class EncoderModel(nn.Module):
   Attributes:
     config: a `TransformerConfig`.
     head: an unbound head module, or None for the bare encoder (with its pooler).
+    table_axis: logical name of the token table's rows.
   """
 
   config: Any
   head: Head | None = None
+  table_axis: str = "table_vocab"
 
   @nn.compact
   def __call__(
@@ -91,7 +94,7 @@ class EncoderModel(nn.Module):
     token_embed = embed(
       config,
       config.vocab_rows,
-      "table_vocab",
+      self.table_axis,
       "token_embed",
       used_row_axis="vocab",
       padding_row=config.pad_token_id,
@@ -120,10 +123,10 @@ class EncoderModel(nn.Module):
     mask = mask_from_attention_mask(attention_mask, config.mask_fill)
     if config.window is None:
       if global_attention_mask is not None:
-        raise ValueError("the model has no window, so that every token is global; leave out global_attention_mask")
+        raise UserError("the model has no window, so that every token is global; leave out global_attention_mask")
       return mask
     if mask.dense is not None:
-      raise ValueError("a model with a window takes an attention_mask [batch, length]")
+      raise UserError("a model with a window takes an attention_mask [batch, length]")
     rule = "none" if self.head is None else self.head.global_tokens
     everywhere = config.window.global_tokens(global_attention_mask, rule, input_ids)
     return mask.replace(window=max(config.window.reach), everywhere=everywhere)

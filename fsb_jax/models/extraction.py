@@ -25,6 +25,7 @@ class Ubert(Head):
   """
 
   takes_choices = True
+  sizes = ("biaffine_size",)
 
   @nn.compact
   def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.UbertOutput:
@@ -47,6 +48,8 @@ class Uniex(Head):
   score(x, y, z) = Σ_ioj start[x, i] W[i, o, j] end[y, j] type[z, o]. Type 0 asks whether (x, y) is a span at all, the
   others what it is. Source: https://github.com/IDEA-CCNL/Fengshenbang-LM, fengshen/models/uniex.
   """
+
+  sizes = ("triaffine_hidden_size",)
 
   @nn.compact
   def __call__(

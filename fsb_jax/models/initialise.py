@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from fsb_jax.models.layers import at_least_float32
+
 
 def input_names(model: nn.Module) -> tuple[str, ...]:
   """The arrays that a model and its head take, by the names of their parameters."""
@@ -65,7 +67,9 @@ def resize_vocabulary(params: Mapping, boxed: Mapping, old_size: int) -> dict[st
     # Whatever rows only pad the table.
     used = array.take(range(old_size), axis)
     rows = nn.meta.unbox(box).shape[axis]
-    added = np.repeat(used.mean(axis, keepdims=True), max(rows - old_size, 0), axis)
+    # In 16 bits NumPy would lose count.
+    mean = used.mean(axis, keepdims=True, dtype=at_least_float32(used.dtype))
+    added = np.repeat(mean, max(rows - old_size, 0), axis)
     resized[path] = np.concatenate([used, added.astype(array.dtype)], axis).take(range(rows), axis)
   return unflatten(resized)
 

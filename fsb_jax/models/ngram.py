@@ -29,7 +29,8 @@ class NgramSpec:
     vocab_size: n-grams it knows; id 0 is padding.
     num_layers: its layers, at most as many as the characters' encoder has.
     positions: a position object; n-grams have no order but where a scheme makes them one.
-    mask_as_token_types: heads under which `attention_mask` masks nothing, and stands for `ngram_token_type_ids`.
+    mask_as_token_types: heads under which `attention_mask` masks nothing, and stands for `ngram_token_type_ids`;
+      without n-grams it masks.
   """
 
   vocab_size: int
@@ -139,7 +140,7 @@ class NgramModel(EncoderModel):
   def _ngram_states(self, ids, token_type_ids, attention_mask, deterministic) -> jax.Array:
     """What each of the characters' layers takes in, `[layers, batch, ngrams, embed]`."""
     config, spec = self.config, self.config.ngrams
-    encoder = EncoderModel(spec.config(config), name="ngrams")
+    encoder = EncoderModel(spec.config(config), table_axis="table_ngrams", name="ngrams")
     encoded = encoder(ids, attention_mask, token_type_ids, deterministic=deterministic, output_hidden_states=True)
     return jnp.stack([encoded.hidden_states[min(i + 1, spec.num_layers)] for i in range(config.num_layers)])
 
@@ -161,7 +162,7 @@ def _as_token_types(attention_mask, ngrams) -> jax.Array:
       f"this head takes attention_mask {attention_mask.shape} for the token types of input_ngram_ids {ngrams.shape}: "
       "fill both up to the same length, or set mask_as_ngram_token_types to false in config.json to have it mask"
     )
-  return attention_mask
+  return attention_mask.astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from fsb_jax.errors import UserError
 from fsb_jax.models.attention import Attention, attend, attention_probabilities, dropped
 from fsb_jax.models.layers import at_least_float32, softmax
 from fsb_jax.models.masks import Mask
@@ -28,7 +29,7 @@ class Window:
   """
 
   reach: tuple[int, ...]
-  global_limit: int = 64
+  global_limit: int = 128
   global_projections: bool = True
   separator: int = 2
 
@@ -48,7 +49,7 @@ class Window:
       `global_limit`. None where there are none.
 
     Raises:
-      ValueError: more of them than `global_limit`, outside of a compiled function.
+      UserError: more of them than `global_limit`, outside of a compiled function.
     """
     batch, length = input_ids.shape
     limit = min(self.global_limit, length)
@@ -67,7 +68,9 @@ class Window:
       limit = limit if rule == "question" else length
     too_many = chosen.sum(axis=1) > limit
     if not isinstance(too_many, jax.core.Tracer) and too_many.any():
-      raise ValueError(f"a row has more than {limit} global tokens; raise the window's global_limit")
+      raise UserError(
+        f"a row has more than {limit} global tokens; ask for fewer, or raise global_attention_limit in config.json"
+      )
     positions = jnp.sort(jnp.where(chosen, jnp.arange(length), length), axis=1)[:, :limit]
     return jnp.where(too_many[:, None], -1, positions)
 

@@ -40,7 +40,7 @@ class Partitioner:
   @property
   def vocab_multiple(self) -> int:
     """What the number of vocabulary rows must be a multiple of."""
-    return math.lcm(*(self._parts(name) for name in ("table_vocab", "vocab", "activation_vocab")))
+    return math.lcm(*(self._parts(name) for name in ("table_vocab", "table_ngrams", "vocab", "activation_vocab")))
 
   @property
   def batch_multiple(self) -> int:

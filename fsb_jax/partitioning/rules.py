@@ -26,6 +26,7 @@ DEFAULT_RULES: dict[str, MeshAxes] = {
   "vocab": "tensor",
   # Embedding tables are split by rows only: split by columns too, XLA replicates them in full before each lookup.
   "table_vocab": ("tensor", "fsdp"),
+  "table_ngrams": ("tensor", "fsdp"),
   "table_embed": None,
   "position": None,
   "token_type": None,

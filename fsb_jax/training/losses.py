@@ -191,7 +191,9 @@ def _option_losses(outputs: Any, batch: Batch) -> jax.Array:
 
 
 def _pair_counts(batch: Batch) -> jax.Array:
-  """Weight `[batch]` of every pair at its first row: that of its second."""
+  """Weight `[batch]` of every pair at its first row: that of its second; UserError on an odd number of rows."""
+  if len(batch["input_ids"]) % 2:
+    raise UserError("a batch of pairs has an even number of rows, and so has every microbatch of it")
   pairs = len(batch["input_ids"]) // 2
   return jnp.concatenate([_row_weights(batch)[pairs:], jnp.zeros(pairs)])
 

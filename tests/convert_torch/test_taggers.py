@@ -2,14 +2,15 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from convert_torch import load_hub_folder
+from convert_torch import load_hub_folder, save_hub_folder
 from test_goldens import ALL, HERE
 from test_originals import arrays_of, check, check_export
-from tiny_hub import assert_close, tensors_of
+from tiny_hub import assert_close, assert_same_tree, tensors_of
 
 from fsb_jax import models
 from fsb_jax.encodings import IGNORED
@@ -154,3 +155,17 @@ def test_focal_and_smoothed_losses():
   weights = given["weight"][target]
   focal = values * focal_weight(logits, target, 2.0)
   assert_close(np.asarray((focal * weights).sum() / weights.sum()), expected["focal_weighted"], 1e-6)
+
+
+@pytest.mark.parametrize("family,changes", [("albert", dict(layer_groups=1)), ("bert", dict(num_layers=1))])
+def test_layers_of_a_head_are_not_the_encoders(family, changes, tmp_path):
+  config = dataclasses.replace(models.sized(family, "tiny"), **changes)
+  model = models.build(family, config, "biaffine", 3)
+  params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), nn.meta.unbox(models.abstract_params(model)))
+  save_hub_folder(
+    tmp_path / "hub", params, family=family, config=config, head="biaffine", num_labels=3, label_names=None,
+    hf_config={},
+  )
+  hub = load_hub_folder(tmp_path / "hub")
+  assert (hub.head, hub.newly_initialised, hub.unused) == ("biaffine", [], [])
+  assert_same_tree(hub.params, params)

@@ -147,3 +147,6 @@ def test_a_classification_takes_its_likeliest_choice(tokenizer):
   logits = np.stack([scores((0, 0, -3.0))[0], scores((0, 0, -1.0), (8, 8, 9.0))[0]])
   no, yes = decode_ubert(tokenizer, item, logits)["choices"]
   assert "label" not in no and (yes["label"], yes["score"]) == (1, pytest.approx(1 / (1 + np.e)))
+  gold = [{**choice, "label": 1} for choice in item["choices"]]
+  answered = decode_ubert(tokenizer, {**item, "choices": gold}, logits)["choices"]
+  assert [choice["label"] for choice in answered] == [0, 1] and [choice["label"] for choice in gold] == [1, 1]

@@ -329,3 +329,10 @@ def test_english_says_yes(chinese):
   yes, no = chinese.convert_tokens_to_ids(["yes", "no"])
   assert encoded["yes_token"][0] == yes != chinese.unk_token_id
   assert encoded["labels"][0][encoded["option_bounds"][0][:-1]].tolist() == [no, yes]
+
+
+def test_probabilities_of_a_batch_whose_options_do_not_stand_first():
+  items = [{"choice": ["好", "不好"]}]
+  assert answers_unimc(items, np.array([[0.3, 0.7, 0.0]]))[0]["answer"] == "不好"
+  with pytest.raises(UserError, match="do not add up to 1; give those of a batch of only_asked_unimc"):
+    answers_unimc(items, np.array([[0.0, 0.3, 0.7]]))

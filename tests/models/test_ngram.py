@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -241,3 +242,30 @@ def test_ngrams_and_their_matrix_must_fit(zen1, batch):
   turned = {"ngram_position_matrix": batch["ngram_position_matrix"].swapaxes(1, 2)}
   with pytest.raises(UserError, match=r"it must be \(3, 9, 6\): \[batch, length, ngrams\]"):
     run(config, "pretraining", **ids, **turned, input_ngram_ids=batch["input_ngram_ids"])
+
+
+def test_more_tokens_leave_the_ngrams_alone():
+  config = models.sized("zen1", "tiny", vocab_multiple=8)
+  boxed = models.abstract_params(models.build("zen1", config, "masked_lm"))
+  random = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32), nn.meta.unbox(boxed))
+  grown = dataclasses.replace(config, vocab_size=config.vocab_size + 9)
+  boxed = models.abstract_params(models.build("zen1", grown, "masked_lm"))
+  resized = models.resize_vocabulary(params, boxed, config.vocab_size)
+  np.testing.assert_array_equal(
+    resized["ngrams"]["token_embed"]["embedding"], params["ngrams"]["token_embed"]["embedding"]
+  )
+  table = resized["token_embed"]["embedding"]
+  assert table.shape == (grown.vocab_rows, config.embed_dim)
+  mean = params["token_embed"]["embedding"][: config.vocab_size].mean(0)
+  np.testing.assert_allclose(table[config.vocab_size], mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, bool, np.int32])
+def test_masks_of_any_type(dtype):
+  model = models.build("zen1", models.sized("zen1", "tiny"), "sequence_classification")
+  ids = np.ones((1, 4), np.int32)
+  arrays = {"input_ngram_ids": ids, "ngram_position_matrix": np.ones((1, 4, 4), np.float32)}
+  mask = np.ones((1, 4), dtype)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), ids, attention_mask=mask, **arrays)
+  assert shapes

@@ -10,6 +10,7 @@ import torch
 from tiny_hub import torch_model
 
 from fsb_jax import models
+from fsb_jax.errors import UserError
 from fsb_jax.models.attention import attend
 from fsb_jax.models.masks import Mask
 from fsb_jax.models.sliding_window import Window, attend_in_window
@@ -99,7 +100,7 @@ def test_without_a_separator_no_token_is_global():
 def test_more_global_tokens_than_the_limit():
   window, ids = Window(reach=(2,), global_limit=3), jnp.ones((2, 9), jnp.int32)
   asked = jnp.array([[1] * 3 + [0] * 6, [1] * 4 + [0] * 5])
-  with pytest.raises(ValueError, match="a row has more than 3 global tokens; raise the window's global_limit"):
+  with pytest.raises(UserError, match="a row has more than 3 global tokens; ask for fewer, or raise"):
     window.global_tokens(asked, "none", ids)
   config = dataclasses.replace(models.sized("longformer", "tiny"), window=Window(reach=(1, 1), global_limit=3))
   model = models.build("longformer", config)
@@ -111,9 +112,9 @@ def test_more_global_tokens_than_the_limit():
 def test_masks_that_do_not_go_with_a_window():
   ids = jnp.ones((1, 4), jnp.int32)
   windowed, plain = (models.build(name, models.sized(name, "tiny")) for name in ("longformer", "bert"))
-  with pytest.raises(ValueError, match=r"a model with a window takes an attention_mask \[batch, length\]"):
+  with pytest.raises(UserError, match=r"a model with a window takes an attention_mask \[batch, length\]"):
     jax.eval_shape(windowed.init, jax.random.key(0), ids, attention_mask=jnp.ones((1, 4, 4)))
-  with pytest.raises(ValueError, match="the model has no window"):
+  with pytest.raises(UserError, match="the model has no window"):
     jax.eval_shape(plain.init, jax.random.key(0), ids, global_attention_mask=ids)
 
 

@@ -15,6 +15,7 @@ from convert_torch.weights import table
 from torch_reference import LABELS, LENGTH, QUICK, ROWS, make_batch, make_pair
 
 from fsb_jax import encodings, models
+from fsb_jax.errors import UserError
 from fsb_jax.training.losses import OBJECTIVES
 from fsb_jax.training.step import Update
 
@@ -300,3 +301,9 @@ def test_the_order_of_options_does_not_matter(tokenizer):
     _, (one, other) = loss_and_probabilities(model, params, encodings.only_asked_unimc(batch))
   np.testing.assert_allclose(one, other[::-1], rtol=1e-9)
   assert np.ptp(one) > 0.1
+
+
+def test_pairs_are_even():
+  batch = {"input_ids": jnp.zeros((3, 4), jnp.int32)}
+  with pytest.raises(UserError, match="a batch of pairs has an even number of rows"):
+    OBJECTIVES["contrastive"].weights(batch)

@@ -183,7 +183,8 @@ def _other_layers(table: Table, found: Collection[str], config, fields: Mapping[
   """A line where the files hold more or fewer layers than config.json says."""
   count, kind = (config.num_layers, "layer") if config.layer_groups is None else (config.layer_groups, "group")
   said = [f"{name}={value}" for name, value in fields.items() if value == count and kind in name]
-  patterns = {re.escape(row.theirs.removeprefix(table.prefix)).replace(r"\{i\}", r"(\d+)") for row in table.rows}
+  body = (row.theirs.removeprefix(table.prefix) for row in table.rows if not models.may_be_fresh(row.ours))
+  patterns = {re.escape(name).replace(r"\{i\}", r"(\d+)") for name in body}
   indices = (
     int(match[1])
     for name in found

@@ -158,7 +158,10 @@ def open_hub_folder(
     files=files,
     match=engine.match(
       table(family.name), files, config, param_shapes(model), replace_heads=differs,
-      config_fields={**family.config_to_hf(config), "num_labels": asked_labels},
+      config_fields={
+        **{name: value for name, value in family.config_to_hf(config).items() if name in hf_config},
+        "num_labels": asked_labels,
+      },
     ),
   )
 
@@ -211,6 +214,7 @@ def save_hub_folder(
     **chosen.config_to_hf(config),
     "architectures": [chosen.architecture(head)],
     "dtype": dtype,
+    **{name: getattr(config.head_sizes, name) for name in getattr(model.head, "sizes", ())},
     **_labels_to_hf(num_labels, label_names, hf_config),
   }
   if "torch_dtype" in hf_config:

@@ -88,6 +88,6 @@ def shared_to_hf(config: TransformerConfig) -> dict:
     hidden_dropout_prob=config.dropout.hidden,
     attention_probs_dropout_prob=config.dropout.attention,
     classifier_dropout=config.dropout.classifier,
-    **dataclasses.asdict(config.head_sizes),
+    **{x: size for x, size in dataclasses.asdict(config.head_sizes).items() if size != getattr(HeadSizes(), x)},
     **({"max_position_embeddings": config.positions.length} if hasattr(config.positions, "length") else {}),
   )

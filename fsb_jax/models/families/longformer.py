@@ -29,7 +29,8 @@ HEADS: dict[str, Callable[..., Head]] = {
   "token_classification": TokenClassification,
   "multiple_choice": functools.partial(MultipleChoice, global_tokens="answer"),
   "question_answering": functools.partial(QuestionAnswering, global_tokens="question"),
-  **ORIGINAL_HEADS,
+  # UniEX's rows say who sees whom, which a window leaves no room for.
+  **{name: head for name, head in ORIGINAL_HEADS.items() if name != "uniex"},
 }
 
 
@@ -49,13 +50,15 @@ def window_fields(hf: Mapping, num_layers: int, global_projections: bool) -> dic
       reach=tuple(width // 2 for width in widths),
       global_projections=global_projections,
       separator=hf.get("sep_token_id", 2),
+      global_limit=hf.get("global_attention_limit", Window.global_limit),
     ),
   )
 
 
 def window_to_hf(window: Window) -> dict:
   """Undoes `window_fields`."""
-  return {"attention_window": [2 * reach for reach in window.reach], "sep_token_id": window.separator}
+  limit = {} if window.global_limit == Window.global_limit else {"global_attention_limit": window.global_limit}
+  return {"attention_window": [2 * reach for reach in window.reach], "sep_token_id": window.separator, **limit}
 
 
 def config_from_hf(hf: Mapping) -> TransformerConfig:

@@ -7,7 +7,7 @@ from convert_torch.weights._bert_form import dense, norm
 
 def original_heads() -> tuple[Row, ...]:
   """All of them."""
-  return (*extraction_heads(), *tagging_heads())
+  return (*ubert_head(), *uniex_head(), *tagging_heads())
 
 
 # Ubert's U has an axis for one output: [i, 1, j] <-> [i, j].
@@ -16,12 +16,18 @@ _one_output = Op(lambda x, config: x[:, 0], lambda x, config: x[:, None])
 _type_first = Op(lambda x, config: x.transpose(1, 0, 2), lambda x, config: x.transpose(1, 0, 2))
 
 
-def extraction_heads() -> tuple[Row, ...]:
-  """Ubert and UniEX, on every encoder."""
+def ubert_head() -> tuple[Row, ...]:
+  """Ubert."""
   return (
     *dense("head/query", "query_layer.0"),
     *dense("head/key", "key_layer.0"),
     Row("head/biaffine/kernel", "biaffine_query_key_cls.U", _one_output),
+  )
+
+
+def uniex_head() -> tuple[Row, ...]:
+  """UniEX."""
+  return (
     *dense("head/start", "mlp_start.mlp.0"),
     *dense("head/end", "mlp_end.mlp.0"),
     *dense("head/type", "mlp_cls.mlp.0"),

@@ -5,7 +5,7 @@ RoBERTa's names, and three more projections for global tokens.
 
 from convert_torch.weights import Table
 from convert_torch.weights._bert_form import BUFFERS, OLD_NORMS, decoder, dense, encoder, norm, to_heads
-from convert_torch.weights._original_heads import original_heads
+from convert_torch.weights._original_heads import tagging_heads, ubert_head
 
 OURS, THEIRS = "encoder/layers_{i}/attention", "longformer.encoder.layer.{i}.attention.self"
 
@@ -18,7 +18,8 @@ HEADS = (
   *dense("head/classifier_out", "classifier.out_proj"),
   *dense("head/classifier", "classifier"),
   *dense("head/span", "qa_outputs"),
-  *original_heads(),
+  *ubert_head(),
+  *tagging_heads(),
 )
 
 TABLE = Table(
