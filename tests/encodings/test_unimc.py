@@ -241,7 +241,7 @@ def test_tasks_of_two_texts_put_the_second_into_the_options(tokenizer, task, cho
   assert item == before
   # The answer is in the item's own words.
   probabilities = np.full((1, len(choice)), 0.1)
-  probabilities[0, -1] = 0.8
+  probabilities[0, -1] += 1 - probabilities.sum()
   (answer,) = answers_unimc([item], probabilities)
   assert answer["answer"] == choice[-1] and answer["label"] == len(choice) - 1
 

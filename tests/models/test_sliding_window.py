@@ -39,7 +39,7 @@ def test_blocks_equal_the_dense_path(length, window, reach, everywhere):
       return jnp.sum(jnp.sin(result) * jnp.arange(length)[:, None, None] * counted[..., None, None])
 
     blocks, dense = (
-      jax.value_and_grad(lambda *arrays, path=path: total(path, *arrays), argnums=(0, 1, 2))(query, key, value)
+      jax.jit(jax.value_and_grad(lambda *arrays, path=path: total(path, *arrays), argnums=(0, 1, 2)))(query, key, value)
       for path in (
         lambda *arrays: attend_in_window(*arrays, mask, scale=0.7),
         lambda *arrays: attend(*arrays, mask, scale=0.7, implementation="reference"),
@@ -58,9 +58,11 @@ def test_probabilities_are_those_of_the_blocks():
     attention_mask=np.arange(30) < np.array([[30], [25]]), global_attention_mask=np.isin(np.arange(30), [0, 7])[None]
     .repeat(2, 0),
   )  # fmt: skip
-  params = model.init(jax.random.key(0), ids)["params"]
-  asked = model.apply({"params": params}, ids, **inputs, output_attentions=True)
-  plain = model.apply({"params": params}, ids, **inputs)
+  params = jax.jit(model.init)(jax.random.key(0), ids)["params"]
+  asked, plain = (
+    jax.jit(lambda params, more=more: model.apply({"params": params}, ids, **inputs, **more))(params)
+    for more in ({"output_attentions": True}, {})
+  )
   np.testing.assert_allclose(asked.last_hidden_state, plain.last_hidden_state, atol=1e-5)
   for layer, probabilities in enumerate(np.asarray(x) for x in asked.attentions):
     sums = np.broadcast_to(inputs["attention_mask"][:, None], (2, 2, 30))
@@ -104,7 +106,7 @@ def test_more_global_tokens_than_the_limit():
     window.global_tokens(asked, "none", ids)
   config = dataclasses.replace(models.sized("longformer", "tiny"), window=Window(reach=(1, 1), global_limit=3))
   model = models.build("longformer", config)
-  params = model.init(jax.random.key(0), ids)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), ids)["params"]
   out = jax.jit(model.apply)({"params": params}, ids, global_attention_mask=asked).last_hidden_state
   assert not np.isnan(out[0]).any() and np.isnan(out[1]).all()
 

@@ -59,6 +59,7 @@ def test_the_asked_positions_give_the_loss_and_gradients_of_all_positions(batch,
     np.testing.assert_allclose(other, one, rtol=1e-9, atol=1e-13, err_msg=str(path))
 
 
+@pytest.mark.slow
 def test_trained_and_scored_on_a_mesh_as_on_one_device(tmp_path, tokenizer):
   random = np.random.default_rng(1)
   files = {}

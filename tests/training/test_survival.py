@@ -57,7 +57,7 @@ KILLED = dict(
 
 @pytest.mark.parametrize(
   ("kills", "steps"),
-  [(2, 80), pytest.param(KILLS, 100 + 20 * KILLS, marks=pytest.mark.slow)],
+  [(2, 40), pytest.param(KILLS, 100 + 20 * KILLS, marks=pytest.mark.slow)],
 )
 def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(folder, kills, steps):
   live(folder, name="whole", steps=steps, **KILLED)

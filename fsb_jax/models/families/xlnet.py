@@ -64,7 +64,7 @@ def config_to_hf(config: TransformerConfig) -> dict:
 def _size(layers: int, width: int, heads: int) -> TransformerConfig:
   return TransformerConfig(
     vocab_size=32000, embed_dim=width, num_layers=layers, num_heads=heads, mlp_dim=4 * width, pad_token_id=None,
-    positions=SinusoidDistances(memory=512), embedding_norm=False, base_pooler=False,
+    positions=SinusoidDistances(memory=512), embedding_norm=False, base_pooler=False, dropout=Dropout(mlp=0.1),
   )  # fmt: skip
 
 
