@@ -157,7 +157,7 @@ def read_folder(
   return read(folder, head, num_labels, run)
 
 
-def require_vocabulary(tokenizer: Any, config: models.TransformerConfig) -> None:
+def require_readable(tokenizer: Any, config: models.TransformerConfig) -> None:
   """UserError where the tokenizer's ids are not all that the model reads, or more than it knows."""
   if config.ngrams is not None:
     raise UserError(

@@ -200,7 +200,7 @@ def test_new_tokens_in_16_bits_are_the_mean_too():
 
 def test_models_of_ngrams_are_not_fed_tokens_alone():
   from fsb_jax import models
-  from fsb_jax.pretrained import require_vocabulary
+  from fsb_jax.pretrained import require_readable
 
   with pytest.raises(UserError, match="the model reads n-grams beside its tokens"):
-    require_vocabulary((), models.sized("zen1", "tiny"))
+    require_readable((), models.sized("zen1", "tiny"))

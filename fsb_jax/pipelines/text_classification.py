@@ -9,7 +9,7 @@ import numpy as np
 
 from fsb_jax import encodings
 from fsb_jax.errors import UserError
-from fsb_jax.pretrained import from_pretrained, require_vocabulary
+from fsb_jax.pretrained import from_pretrained, require_readable
 
 _PAIR = "[SEP]"
 _LENGTH_MULTIPLE = 16
@@ -31,7 +31,7 @@ class TextClassification:
       raise UserError(f"{model} has a {loaded.metadata.head} head, not one that classifies texts; train one first")
     if loaded.tokenizer is None:
       raise UserError(f"{model} holds no tokenizer; copy vocab.txt or tokenizer.json into it")
-    require_vocabulary(loaded.tokenizer, loaded.config)
+    require_readable(loaded.tokenizer, loaded.config)
     self.tokenizer = loaded.tokenizer
     self.label_names = loaded.metadata.label_names or tuple(f"LABEL_{i}" for i in range(loaded.metadata.num_labels))
     self._params = loaded.params

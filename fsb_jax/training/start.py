@@ -104,7 +104,7 @@ def start_from(
     )
     params, fresh = None, ()
     hf_config = {"model_type": family.model_type}
-  pretrained.require_vocabulary(tokenizer, config)
+  pretrained.require_readable(tokenizer, config)
   if dropout_rate is not None:
     config = dataclasses.replace(config, dropout=models.Dropout(hidden=dropout_rate, attention=dropout_rate))
   family = models.family(metadata.family)
@@ -146,7 +146,7 @@ def resume_from(
   config = dataclasses.replace(models.family(metadata.family).config_from_hf(hf_config), run=run)
   if model is not None and _sized_for(model, tokenizer, run) != dataclasses.replace(config, dropout=models.Dropout()):
     raise UserError(f"MODEL_DIR {folder} holds a run of another model size; choose another folder")
-  pretrained.require_vocabulary(tokenizer, config)
+  pretrained.require_readable(tokenizer, config)
   if dropout_rate is not None:
     config = dataclasses.replace(config, dropout=models.Dropout(hidden=dropout_rate, attention=dropout_rate))
   built = models.build(metadata.family, config, metadata.head, metadata.num_labels)
