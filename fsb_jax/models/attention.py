@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fsb_jax.models.cache import KeyValues
 from fsb_jax.models.layers import at_least_float32, dense, softmax
 from fsb_jax.models.masks import Mask
 
@@ -27,8 +28,8 @@ def attend(
 
   Args:
     query: `[batch, query, heads, head_dim]`.
-    key: `[batch, key, heads, head_dim]`.
-    value: `[batch, key, heads, head_dim]`.
+    key: `[batch, key, kv_heads, head_dim]`; each of its heads serves a group of the queries'.
+    value: `[batch, key, kv_heads, head_dim]`.
     mask: who sees whom.
     scale: multiplies the scores.
     bias: added to them, `[batch or 1, heads, query, key]`.
@@ -64,7 +65,8 @@ def attend(
     return jax.nn.dot_product_attention(query, key, value, **masking, scale=scale, implementation=implementation)
   probabilities = attention_probabilities(query, key, mask, scale=scale, bias=bias)
   probabilities = dropped(probabilities, dropout_rate, dropout_rng)
-  return jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(value.dtype), value)
+  grouped = probabilities.reshape(probabilities.shape[0], value.shape[2], -1, *probabilities.shape[2:])
+  return jnp.einsum("bngqk,bknd->bqngd", grouped.astype(value.dtype), value).reshape(query.shape)
 
 
 def dropped(probabilities: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
@@ -79,7 +81,9 @@ def attention_probabilities(
   query: jax.Array, key: jax.Array, mask: Mask, *, scale: float, bias: jax.Array | None = None
 ) -> jax.Array:
   """How much every query takes of every key, `[batch, heads, query, key]` in at least float32; see `attend`."""
-  scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * scale
+  batch, queries, heads, width = query.shape
+  grouped = query.reshape(batch, queries, key.shape[2], -1, width)
+  scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key).reshape(batch, heads, queries, -1) * scale
   if bias is not None:
     scores = scores + bias
   scores = mask.apply(scores.astype(at_least_float32(scores.dtype)))
@@ -111,32 +115,49 @@ class Attention(nn.Module):
   def projection(self, name: str) -> nn.Module:
     """The projection called `name` to heads, `[..., embed] -> [..., heads, head_dim]`."""
     config = self.config
-    return dense(config, (config.num_heads, config.head_dim), ("embed", "heads", "kv"), name)
+    heads, axis = (config.kv_heads, "kv_heads") if name in ("key", "value") else (config.num_heads, "heads")
+    return dense(config, (heads, config.head_dim), ("embed", axis, "kv"), name, bias=config.attention_bias)
 
   @nn.compact
-  def __call__(self, hidden: jax.Array, context) -> tuple[jax.Array, jax.Array | None]:
-    """Maps `[batch, length, embed]` to the same shape; also returns the probabilities where `context` asks for them.
+  def __call__(
+    self, hidden: jax.Array, context, cache: KeyValues | None = None
+  ) -> tuple[jax.Array, jax.Array | None, KeyValues | None]:
+    """Attends.
 
-    These are made again, before dropout, which costs nothing in a compiled function.
+    Args:
+      hidden: `[batch, length, embed]`.
+      context: see `transformer.Context`.
+      cache: of the tokens before; None where there are none.
+
+    Returns:
+      What `hidden` became, of its shape; the probabilities before dropout, where `context` asks for them; and the cache
+      with these tokens in it, where there is one. To make the probabilities again costs nothing in a compiled function.
     """
     config = self.config
     projections = {name: self.projection(name) for name in ("query", "key", "value")}
-    query, key, value = (
-      nn.with_logical_constraint(
-        project(hidden), ("activation_batch", "activation_length", "activation_heads", "activation_kv")
-      )
-      for project in projections.values()
-    )
+    query, key, value = (_split(projections[name](hidden)) for name in ("query", "key", "value"))
     scale, bias = self.scores(query, key, projections, context)
     positions, shared = config.positions, context.shared
     query, key = positions.rotate(query, shared), positions.rotate(key, shared)
     value = positions.rotate_values(value, shared)
-    dropping = not context.deterministic and config.dropout.attention > 0
-    dropout = dict(
-      dropout_rate=config.dropout.attention, dropout_rng=self.make_rng("dropout") if dropping else None
+    if cache is not None:
+      cache = cache.written(key, value, context.mask.offset)
+      key, value = cache.read(key.dtype)
+    result, probabilities = self.attend(
+      hidden, query, key, value, context, scale=scale, bias=bias, **self.dropout(context)
     )
-    result, probabilities = self.attend(hidden, query, key, value, context, scale=scale, bias=bias, **dropout)
-    return dense(config, (config.embed_dim,), ("heads", "kv", "embed"), "out", inputs=2)(result), probabilities
+    return self.out(result), probabilities, cache
+
+  def dropout(self, context) -> dict[str, Any]:
+    """The arguments of `attend` that say what is dropped."""
+    rate = self.config.dropout.attention
+    dropping = not context.deterministic and rate > 0
+    return {"dropout_rate": rate, "dropout_rng": self.make_rng("dropout") if dropping else None}
+
+  def out(self, heads: jax.Array) -> jax.Array:
+    """Projects `[batch, length, heads, head_dim]` back to `[batch, length, embed]`."""
+    config, axes = self.config, ("heads", "kv", "embed")
+    return dense(config, (config.embed_dim,), axes, "out", inputs=2, bias=config.attention_bias)(heads)
 
   def attend(self, hidden, query, key, value, context, *, scale, bias, **dropout) -> tuple[jax.Array, jax.Array | None]:
     """The function `attend` and, where `context` asks for them, the probabilities; `hidden` is what was projected."""
@@ -150,4 +171,42 @@ class Attention(nn.Module):
 
   def scores(self, query, key, projections, context) -> tuple[float, jax.Array | None]:
     """What multiplies the scores, and what is added to them."""
-    return 1.0 / math.sqrt(self.config.head_dim), None
+    scale = self.config.score_scale
+    return 1.0 / math.sqrt(self.config.head_dim) if scale is None else scale, None
+
+
+class CrossAttention(Attention):
+  """Attention of a decoder to what its encoder made, `context.encoded`; positions play no part."""
+
+  @nn.compact
+  def __call__(
+    self, hidden: jax.Array, context, cache: KeyValues | None = None
+  ) -> tuple[jax.Array, jax.Array | None, KeyValues]:
+    """See the base class; `cache` holds the encoder's keys and values, which are made where there is none.
+
+    A row of theirs may serve several rows of `hidden`, one after the other: beams of one text.
+    """
+    query = _split(self.projection("query")(hidden))
+    # Made in any case, so that the parameters are there; where there is a cache, XLA drops what nobody reads.
+    key, value = (self.projection(name) for name in ("key", "value"))
+    if cache is None:
+      cache = KeyValues.of(_split(key(context.encoded)), _split(value(context.encoded)))
+    key, value = cache.read(query.dtype)
+    rows, beams = query.shape[0], query.shape[0] // key.shape[0]
+    query = query.reshape(key.shape[0], -1, *query.shape[2:])
+    context = context.replace(mask=context.encoded_mask)
+    scale, _ = Attention.scores(self, query, key, None, context)
+    result, probabilities = self.attend(
+      hidden, query, key, value, context, scale=scale, bias=None, **self.dropout(context)
+    )
+    if probabilities is not None:
+      batch, heads, _, keys = probabilities.shape
+      folded = probabilities.reshape(batch, heads, beams, -1, keys).swapaxes(1, 2)
+      probabilities = folded.reshape(rows, heads, -1, keys)
+    return self.out(result.reshape(rows, -1, *result.shape[2:])), probabilities, cache
+
+
+def _split(heads: jax.Array) -> jax.Array:
+  return nn.with_logical_constraint(
+    heads, ("activation_batch", "activation_length", "activation_heads", "activation_kv")
+  )

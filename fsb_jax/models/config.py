@@ -18,18 +18,22 @@ class Dropout:
 
   Attributes:
     hidden: after the embeddings and on every residual branch.
+    embedding: after the embeddings; None means `hidden`.
+    output: of a decoder or an encoder with one, after the last layer.
     attention: on attention probabilities.
     mlp: inside the feed-forward block, after its activation.
     classifier: before a classification head; None means `hidden`.
   """
 
   hidden: float = 0.1
+  embedding: float | None = None
+  output: float = 0.0
   attention: float = 0.1
   mlp: float = 0.0
   classifier: float | None = None
 
   def __post_init__(self):
-    for rate in (self.hidden, self.attention, self.mlp, self.classifier or 0.0):
+    for rate in (self.hidden, self.embedding or 0.0, self.output, self.attention, self.mlp, self.classifier or 0.0):
       if not 0 <= rate < 1:
         raise UserError(f"a dropout rate must be at least 0 and below 1, not {rate}")
 
@@ -86,8 +90,31 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderSpec:
+  """How the decoder differs from the encoder that it reads; the rest of its config is the encoder's.
+
+  Attributes:
+    num_layers: see `TransformerConfig`, as the next three.
+    num_heads: as above.
+    mlp_dim: as above.
+    positions: as above.
+    sublayers: as above; "cross_attention" sees what the encoder made.
+    final_norm: as above; None for the encoder's.
+    start_token_id: id that a text begins with.
+  """
+
+  num_layers: int
+  num_heads: int
+  mlp_dim: int
+  positions: Any
+  sublayers: tuple[str, ...] = ("attention", "cross_attention", "mlp")
+  final_norm: bool | None = None
+  start_token_id: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-  """One stack of transformer blocks with its embeddings.
+  """One stack of transformer blocks with its embeddings; with `decoder`, that of an encoder and its decoder.
 
   Attributes:
     vocab_size: token ids the model knows; the table may hold more rows (`Run.vocab_multiple`).
@@ -95,6 +122,15 @@ class TransformerConfig:
     mlp_dim: width inside the feed-forward block.
     token_dim: width of the embeddings, which a linear layer brings to `embed_dim`; None where they have it.
     token_types: rows of the token type table, 0 for none.
+    num_kv_heads: heads of keys and values, each for a group of query heads; None for as many as there are of queries.
+    head_size: width of one head; None for `embed_dim / num_heads`.
+    attention_bias: projections of the attention have a bias.
+    mlp_bias: so have those of the feed-forward block.
+    score_scale: multiplies the attention's scores; None for `head_dim ** -0.5`.
+    scale_embeddings: token embeddings are multiplied by `embed_dim ** 0.5`.
+    scale_logits: hidden states are divided by as much before a language model's head.
+    sublayers: of a block, in their order; each has its residual and norm. What ends in "mlp" is a feed-forward block.
+    decoder: of an encoder-decoder; None for a single stack.
     layer_groups: how many sets of parameters the layers have, each for a run of equally many; None for one a layer.
     positions: a position object, see `positions.py`.
     attention: the module of self-attention.
@@ -107,7 +143,8 @@ class TransformerConfig:
     embedding_norm: normalise the sum of the embeddings.
     final_norm: normalise after the last block.
     mask_embeddings: embeddings of padding are zero.
-    mask_kind: "padding", or "prefix" where token types say what is generated, see `masks.prefix_mask`.
+    mask_kind: "padding"; "prefix" where token types say what is generated, see `masks.prefix_mask`; or "causal" where
+      tokens see no later ones.
     mask_fill: what a masked score becomes, see `masks.Mask`.
     base_pooler: the encoder without a head has a pooler.
     pooler_activation: of the pooler, wherever there is one.
@@ -124,6 +161,15 @@ class TransformerConfig:
   mlp_dim: int
   token_dim: int | None = None
   token_types: int = 0
+  num_kv_heads: int | None = None
+  head_size: int | None = None
+  attention_bias: bool = True
+  mlp_bias: bool = True
+  score_scale: float | None = None
+  scale_embeddings: bool = False
+  scale_logits: bool = False
+  sublayers: tuple[str, ...] = ("attention", "mlp")
+  decoder: DecoderSpec | None = None
   layer_groups: int | None = None
   positions: Any = LearnedPositions(length=512)
   attention: type[Attention] = Attention
@@ -136,7 +182,7 @@ class TransformerConfig:
   embedding_norm: bool = True
   final_norm: bool = False
   mask_embeddings: bool = False
-  mask_kind: Literal["padding", "prefix"] = "padding"
+  mask_kind: Literal["padding", "prefix", "causal"] = "padding"
   mask_fill: str = "finfo_min"
   base_pooler: bool = True
   pooler_activation: str = "tanh"
@@ -148,15 +194,34 @@ class TransformerConfig:
   run: Run = Run()
 
   def __post_init__(self):
-    if self.embed_dim % self.num_heads:
+    if self.head_size is None and self.embed_dim % self.num_heads:
       raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+    if self.num_heads % self.kv_heads:
+      raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
     if self.num_layers % (self.layer_groups or 1):
       raise ValueError(f"num_layers {self.num_layers} is not a multiple of layer_groups {self.layer_groups}")
 
   @property
   def head_dim(self) -> int:
     """Width of one attention head."""
-    return self.embed_dim // self.num_heads
+    return self.head_size or self.embed_dim // self.num_heads
+
+  @property
+  def kv_heads(self) -> int:
+    """Heads of keys and values."""
+    return self.num_kv_heads or self.num_heads
+
+  @property
+  def decoder_config(self) -> "TransformerConfig":
+    """Of the stack that generates: the config itself, or that of an encoder-decoder's decoder."""
+    spec = self.decoder
+    if spec is None:
+      return self
+    return dataclasses.replace(
+      self, num_layers=spec.num_layers, num_heads=spec.num_heads, mlp_dim=spec.mlp_dim, positions=spec.positions,
+      sublayers=spec.sublayers, final_norm=self.final_norm if spec.final_norm is None else spec.final_norm,
+      mask_kind="causal", decoder=None,
+    )  # fmt: skip
 
   @property
   def token_width(self) -> int:

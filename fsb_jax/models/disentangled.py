@@ -14,7 +14,7 @@ from flax import struct
 
 from fsb_jax.models.attention import Attention, by_offset
 from fsb_jax.models.layers import Embed, activation, at_least_float32, normalise, project
-from fsb_jax.models.positions import LearnedPositions
+from fsb_jax.models.positions import LearnedPositions, Span
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,14 +60,14 @@ class DisentangledPositions(LearnedPositions):
       distance = np.where(far <= middle, distance, np.sign(distance) * logarithmic).astype(np.int64)
     return np.clip(distance + self.span, 0, 2 * self.span - 1)
 
-  def shared(self, config, length: int) -> jax.Array:
+  def shared(self, config, span: Span) -> jax.Array:
     """The table's rows by distance, `[2 * length - 1, embed]`."""
     table = Embed(
       rows=2 * self.span, features=config.embed_dim, axes=("position", "table_embed"),
       used_axes=("position", "table_embed"), initializer_range=config.initializer_range,
       dtype=config.run.dtype, param_dtype=config.run.param_dtype, name="relative_embed",
     )  # fmt: skip
-    rows = table(self.rows(length))
+    rows = table(self.rows(span.queries))
     return config.norm("relative_norm", config.run)(rows) if self.normed else rows
 
 

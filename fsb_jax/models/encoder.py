@@ -106,13 +106,13 @@ class EncoderModel(nn.Module):
     hidden = self._embed(token_embed, input_ids, token_type_ids, position_ids, mask, context.deterministic)
     if config.token_dim is not None:
       hidden = dense(config, (config.embed_dim,), ("table_embed", "embed"), "embed_project")(hidden)
-    hidden, hidden_states, attentions = Stack(config, name="encoder")(hidden, context, per_layer)
+    hidden, beside = Stack(config, name="encoder")(hidden, context, per_layer)
     pooled = None
     if self.head.uses_pooler if self.head else config.base_pooler:
       pooled = dense(config, (config.embed_dim,), ("embed", "mlp"), "pooler")(hidden[:, 0])
       pooled = activation(config.pooler_activation)(pooled)
     encoded = BaseOutput(
-      last_hidden_state=hidden, pooler_output=pooled, hidden_states=hidden_states, attentions=attentions
+      last_hidden_state=hidden, pooler_output=pooled, hidden_states=beside.hidden_states, attentions=beside.attentions
     )
     return encoded, token_embed.attend
 
@@ -144,4 +144,10 @@ class EncoderModel(nn.Module):
     if config.mask_embeddings and real is not None:
       hidden = hidden * real[..., None].astype(hidden.dtype)
     hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
-    return nn.Dropout(config.dropout.hidden, deterministic=deterministic)(hidden)
+    return embedding_dropout(config, deterministic)(hidden)
+
+
+def embedding_dropout(config, deterministic: bool) -> nn.Dropout:
+  """The dropout after the embeddings."""
+  rates = config.dropout
+  return nn.Dropout(rates.hidden if rates.embedding is None else rates.embedding, deterministic=deterministic)

@@ -6,7 +6,7 @@ beyond the first three are inputs of the model with that head, by the same names
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -96,23 +96,32 @@ def with_head(
 
 
 class Decoder(nn.Module):
-  """Scores of the vocabulary: the token embeddings and a bias, or a layer of its own."""
+  """Scores of the vocabulary: the token embeddings, or a layer of its own, and a bias.
+
+  Attributes:
+    bias: "trained"; "fixed" for one that is in the files and that training leaves as it is; or "none".
+  """
 
   config: Any
+  bias: Literal["trained", "fixed", "none"] = "trained"
 
   def decode(self, hidden: jax.Array, attend: Attend, length: str | None = "activation_length") -> jax.Array:
     """Maps `[batch, length, embed]` to `[batch, length, vocab]`; `length` is that axis's name."""
     config = self.config
     if config.tie_embeddings:
+      logits = attend(hidden)
+    else:
+      layer = dense(config, (config.vocab_rows,), ("embed", "vocab"), "decoder", bias=self.bias == "trained")
+      logits = layer(hidden)
+    if self.bias == "fixed" or (self.bias == "trained" and config.tie_embeddings):
       bias = self.param(
         "bias",
         nn.with_logical_partitioning(nn.initializers.zeros_init(), ("vocab",)),
         (config.vocab_rows,),
         config.run.param_dtype,
       )
-      logits = attend(hidden) + bias.astype(config.run.dtype)
-    else:
-      logits = dense(config, (config.vocab_rows,), ("embed", "vocab"), "decoder")(hidden)
+      bias = jax.lax.stop_gradient(bias) if self.bias == "fixed" else bias
+      logits = logits + bias.astype(config.run.dtype)
     logits = nn.with_logical_constraint(logits, ("activation_batch", length, "activation_vocab"))
     return mask_unused_rows(logits, config.vocab_size)
 
@@ -174,19 +183,44 @@ class MaskedLM(Head):
       deterministic: no dropout.
       masked_lm_positions: int `[batch, asked]`, where to score it; everywhere if not given.
     """
-    vocabulary = Vocabulary(self.config, self.transform_activation, self.norm_epsilon, name="masked_lm")
+    vocabulary = Vocabulary(
+      self.config, transform_activation=self.transform_activation, norm_epsilon=self.norm_epsilon, name="masked_lm"
+    )
     logits = vocabulary(encoded.last_hidden_state, attend, masked_lm_positions)
     return outputs.MaskedLMOutput(logits=logits)
 
 
 class LanguageModel(Head):
-  """Scores of the vocabulary at every position, straight from the last hidden state."""
+  """Scores of the vocabulary at every position, straight from the last hidden state.
+
+  Attributes:
+    bias: see `Decoder`.
+  """
+
+  bias: Literal["trained", "fixed", "none"] = "trained"
 
   @nn.compact
   def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.MaskedLMOutput:
     """See the module's docstring."""
-    logits = Decoder(self.config, name="lm")(encoded.last_hidden_state, attend)
+    config, hidden = self.config, encoded.last_hidden_state
+    if config.scale_logits:
+      hidden = hidden * config.embed_dim**-0.5
+    logits = Decoder(config, self.bias, name="lm")(hidden, attend)
     return outputs.MaskedLMOutput(logits=logits)
+
+
+class LastTokenClassification(Head):
+  """Classes of a text from its last token, which a decoder pools."""
+
+  uses_pooler = True
+
+  @nn.compact
+  def __call__(
+    self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool
+  ) -> outputs.SequenceClassificationOutput:
+    """See the module's docstring."""
+    logits = dense(self.config, (self.num_labels,), ("embed", "labels"), "score", bias=False)(encoded.pooler_output)
+    return outputs.SequenceClassificationOutput(logits=logits)
 
 
 class NextSentence(Head):

@@ -261,15 +261,19 @@ class Mlp(nn.Module):
     """Maps `[batch, length, embed]` to the same shape."""
     config = self.config
     names = config.activations
+
+    def projection(width, axes, name):
+      return dense(config, (width,), axes, name, bias=config.mlp_bias)
+
     branches = [
-      activation(name)(dense(config, (config.mlp_dim,), ("embed", "mlp"), "wi" if len(names) == 1 else f"wi_{i}")(x))
+      activation(name)(projection(config.mlp_dim, ("embed", "mlp"), "wi" if len(names) == 1 else f"wi_{i}")(x))
       for i, name in enumerate(names)
     ]
     hidden = nn.with_logical_constraint(
       math.prod(branches[1:], start=branches[0]), ("activation_batch", "activation_length", "activation_mlp")
     )
     hidden = nn.Dropout(config.dropout.mlp, deterministic=deterministic)(hidden)
-    return dense(config, (config.embed_dim,), ("mlp", "embed"), "wo")(hidden)
+    return projection(config.embed_dim, ("mlp", "embed"), "wo")(hidden)
 
 
 def dense(

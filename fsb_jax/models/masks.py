@@ -20,6 +20,7 @@ class Mask:
     queries: `[batch, query]`, true for tokens that see anything.
     segments: `[batch, length]` ids; tokens see their own segment only (packed rows).
     dense: `[batch, query, key]`, true where allowed.
+    offset: int scalar, keys before the first query; None where the queries are the last ones of the keys.
     causal: a query sees keys up to its own index.
     window: a query sees keys at most this far away on either side.
     reach: int scalar, the same once more and narrower, for a layer of a stack whose windows differ.
@@ -38,6 +39,7 @@ class Mask:
   dense: jax.Array | None = None
   reach: jax.Array | None = None
   everywhere: jax.Array | None = None
+  offset: jax.Array | None = None
   causal: bool = struct.field(pytree_node=False, default=False)
   window: int | None = struct.field(pytree_node=False, default=None)
   fill: Fill = struct.field(pytree_node=False, default="finfo_min")
@@ -53,8 +55,8 @@ class Mask:
       parts.append((self.segments[:, :, None] == self.segments[:, None, :])[:, None])
     if self.dense is not None:
       parts.append(self.dense[:, None].astype(bool))
-    # Queries are the last ones of the keys: index i stands at position i + keys - queries.
-    distance = jnp.arange(keys)[None, :] - (jnp.arange(queries) + keys - queries)[:, None]
+    before = keys - queries if self.offset is None else self.offset
+    distance = jnp.arange(keys)[None, :] - (jnp.arange(queries) + before)[:, None]
     if self.causal:
       parts.append((distance <= 0)[None, None])
     if self.window is not None:

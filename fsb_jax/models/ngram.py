@@ -18,7 +18,7 @@ from fsb_jax.errors import UserError
 from fsb_jax.models.attention import Attention, by_offset
 from fsb_jax.models.encoder import EncoderModel
 from fsb_jax.models.heads import Head, fold_choices, with_head
-from fsb_jax.models.positions import Positions
+from fsb_jax.models.positions import Positions, Span
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,8 +178,9 @@ class SinusoidOffsets(Positions):
     angles = np.arange(first, last + 1, dtype=np.float32)[:, None] * frequencies
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
 
-  def shared(self, config, length: int) -> jax.Array:
+  def shared(self, config, span: Span) -> jax.Array:
     """The codes from `1 - length` to `length - 1`, `[2 * length - 1, head_dim]`."""
+    length = span.queries
     return jnp.asarray(self.codes(1 - length, length - 1, config.head_dim), config.run.dtype)
 
 

@@ -1,5 +1,7 @@
 """What models return: one struct per head, with Hugging Face's field names."""
 
+from typing import Any
+
 import jax
 from flax import struct
 
@@ -11,10 +13,25 @@ class Output:
   Attributes:
     hidden_states: `num_layers + 1` arrays `[batch, length, embed]`.
     attentions: `num_layers` arrays of probabilities `[batch, heads, query, key]`.
+    encoder_last_hidden_state: of a model with encoder and decoder, `[batch, length, embed]`; the two fields above are
+      its encoder's under `encoder_hidden_states` and `encoder_attentions`, and its decoder's under the other names.
+    encoder_hidden_states: see above.
+    encoder_attentions: see above.
+    decoder_hidden_states: see above.
+    decoder_attentions: see above.
+    cross_attentions: `num_layers` arrays of the decoder's probabilities over what the encoder made.
+    cache: a `Cache` with these tokens in it, where one was given.
   """
 
   hidden_states: tuple[jax.Array, ...] | None = struct.field(default=None, kw_only=True)
   attentions: tuple[jax.Array, ...] | None = struct.field(default=None, kw_only=True)
+  encoder_last_hidden_state: jax.Array | None = struct.field(default=None, kw_only=True)
+  encoder_hidden_states: tuple[jax.Array, ...] | None = struct.field(default=None, kw_only=True)
+  encoder_attentions: tuple[jax.Array, ...] | None = struct.field(default=None, kw_only=True)
+  decoder_hidden_states: tuple[jax.Array, ...] | None = struct.field(default=None, kw_only=True)
+  decoder_attentions: tuple[jax.Array, ...] | None = struct.field(default=None, kw_only=True)
+  cross_attentions: tuple[jax.Array, ...] | None = struct.field(default=None, kw_only=True)
+  cache: Any = struct.field(default=None, kw_only=True)
 
 
 @struct.dataclass

@@ -25,6 +25,7 @@ class Family:
     config_from_hf: reads a Hub config (a dict), raising UserError on options we lack.
     config_to_hf: the Hub fields that describe a config; undoes `config_from_hf`.
     sizes: known shapes by name.
+    classes: head name -> its class, where it is not `class_prefix` and what other families call it.
     heads: head name -> head module; every family also has "base", no head at all.
     reads: whether a Hub config of this `model_type` is this family's, where several share one.
     model: makes the module of a config and a head.
@@ -37,12 +38,13 @@ class Family:
   config_to_hf: Callable[[TransformerConfig], dict]
   sizes: Mapping[str, TransformerConfig]
   heads: Mapping[str, Callable[..., Head]] = dataclasses.field(default_factory=lambda: HEADS)
+  classes: Mapping[str, str] = dataclasses.field(default_factory=dict)
   model: Callable[..., nn.Module] = EncoderModel
   reads: Callable[[Mapping], bool] = lambda hf: True
 
   def architecture(self, head: str) -> str:
     """The class a Hub config names for `head`."""
-    return _CLASSES.get(head) or self.class_prefix + _CLASS_SUFFIX[head]
+    return self.classes.get(head) or _CLASSES.get(head) or self.class_prefix + _CLASS_SUFFIX[head]
 
   def in_transformers(self, head: str) -> bool:
     """Whether the class of `head` is one that transformers might have, and not the original code's own."""
@@ -72,6 +74,7 @@ _CLASS_SUFFIX = {
   "sentence_order": "ForPreTraining",
   "replaced_tokens": "ForPreTraining",
   "causal_lm": "ForCausalLM",
+  "conditional_generation": "ForConditionalGeneration",
   "lm": "LMHeadModel",
   "next_sentence": "ForNextSentencePrediction",
   "sequence_classification": "ForSequenceClassification",

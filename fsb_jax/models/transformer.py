@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from fsb_jax.models.attention import CrossAttention
+from fsb_jax.models.cache import LayerCache
 from fsb_jax.models.layers import Mlp
 from fsb_jax.models.masks import Mask
+from fsb_jax.models.positions import Span
 
 HIDDEN_AXES = ("activation_batch", "activation_length", "activation_embed")
 
@@ -19,62 +22,89 @@ class Context:
 
   Attributes:
     shared: the position scheme's, see `Positions.shared`.
+    span: where the call's tokens stand among all that are seen; None where they are all.
+    encoded: what the encoder made, `[batch, length, embed]`; None without one.
+    encoded_mask: which of it is seen.
     joined: what joins the layers' outputs, by its method `join(hidden, per_layer)`; None where nothing does.
   """
 
   mask: Mask
   shared: Any = None
+  span: Span | None = None
+  encoded: jax.Array | None = None
+  encoded_mask: Mask | None = None
   joined: Any = None
   deterministic: bool = struct.field(pytree_node=False, default=True)
   output_hidden_states: bool = struct.field(pytree_node=False, default=False)
   output_attentions: bool = struct.field(pytree_node=False, default=False)
 
 
+@struct.dataclass
+class LayerOutput:
+  """What a layer, or in tuples a stack, puts out beside its result; None where nobody asked for it.
+
+  Attributes:
+    hidden_states: the result once more; of a stack the input, then each layer's, the last one after the final norm.
+    attentions: probabilities, `[batch, heads, query, key]`.
+    cross_attentions: the same of the cross-attention.
+    cache: with the call's tokens in it.
+  """
+
+  hidden_states: Any = None
+  attentions: Any = None
+  cross_attentions: Any = None
+  cache: Any = None
+
+
 class Block(nn.Module):
-  """Self-attention and feed-forward, each with its residual and norm."""
+  """The config's sub-layers, such as self-attention and feed-forward, each with its residual and norm."""
 
   config: Any
 
   @nn.compact
-  def __call__(
-    self, hidden: jax.Array, per_layer: Any, context: Context
-  ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
+  def __call__(self, hidden: jax.Array, per_layer: Any, context: Context) -> tuple[jax.Array, LayerOutput]:
     """One layer.
 
     Args:
       hidden: `[batch, length, embed]`.
-      per_layer: this layer's slice of what differs by layer, for `context.joined`; None where nothing does. With
-        windows, a pair of it and how far tokens see.
+      per_layer: this layer's slice of what differs by layer: its `LayerCache`, or what `context.joined` reads; None
+        where nothing differs. With windows, a pair of it and how far tokens see.
       context: what all layers share.
 
     Returns:
-      The new hidden state as the carry; and as the layer's output the hidden state and the attention's probabilities,
-      each where the context asks for it.
+      The new hidden state as the carry, and what else is asked for.
     """
     config = self.config
     drop = nn.Dropout(config.dropout.hidden, deterministic=context.deterministic)
     if config.window is not None:
       per_layer, reach = per_layer
       context = context.replace(mask=context.mask.replace(reach=reach))
-
-    def residual(x, sublayer, norm_name):
-      norm = config.norm(norm_name, config.run)
-      return x + drop(sublayer(norm(x))) if config.norm_placement == "pre" else norm(x + drop(sublayer(x)))
-
+    cached = per_layer if isinstance(per_layer, LayerCache) else None
     hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
-    probabilities = None
+    probabilities, kept = {}, {}
 
-    def attention(x):
-      nonlocal probabilities
-      x, probabilities = config.attention(config, name="attention")(x, context)
+    def sublayer(name, x):
+      if name.endswith("mlp"):
+        return Mlp(config, name=name)(x, context.deterministic)
+      attention = CrossAttention if name == "cross_attention" else config.attention
+      x, probabilities[name], kept[name] = attention(config, name=name)(x, context, cached and getattr(cached, name))
       return x
 
-    hidden = residual(hidden, attention, "attention_norm")
-    hidden = residual(hidden, lambda x: Mlp(config, name="mlp")(x, context.deterministic), "mlp_norm")
+    for name in config.sublayers:
+      norm = config.norm(f"{name}_norm", config.run)
+      if config.norm_placement == "pre":
+        hidden = hidden + drop(sublayer(name, norm(hidden)))
+      else:
+        hidden = norm(hidden + drop(sublayer(name, hidden)))
     if context.joined is not None:
       hidden = context.joined.join(hidden, per_layer)
     hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
-    return hidden, (hidden if context.output_hidden_states else None, probabilities)
+    return hidden, LayerOutput(
+      hidden if context.output_hidden_states else None,
+      probabilities.get("attention"),
+      probabilities.get("cross_attention"),
+      None if cached is None else LayerCache(**kept),
+    )
 
 
 class Stack(nn.Module):
@@ -90,18 +120,16 @@ class Stack(nn.Module):
   @nn.compact
   def __call__(
     self, hidden: jax.Array, context: Context, per_layer: Any = None
-  ) -> tuple[jax.Array, tuple[jax.Array, ...] | None, tuple[jax.Array, ...] | None]:
+  ) -> tuple[jax.Array, LayerOutput]:
     """Runs the stack.
 
     Args:
       hidden: `[batch, length, embed]`, or whatever tree of arrays the block carries on.
       context: what all layers share.
-      per_layer: a pytree with a leading axis of `num_layers`, or None.
+      per_layer: a pytree with a leading axis of `num_layers`, a tuple of as many `LayerCache`, or None.
 
     Returns:
-      The result, of the form of `hidden`; where the context asks for hidden states, a tuple of `num_layers + 1` of
-      them, the input, then each layer's output, the last one after the final norm; and where it asks for attentions, a
-      tuple of each layer's.
+      The result, of the form of `hidden`, and what else the context asks for.
     """
     config, run = self.config, self.config.run
     block = self.block
@@ -109,7 +137,9 @@ class Stack(nn.Module):
       # "full" is no policy's name: it keeps nothing.
       policy = getattr(jax.checkpoint_policies, run.remat, None)
       block = nn.remat(block, prevent_cse=not run.scan_layers, policy=policy)
-    context = context.replace(shared=config.positions.shared(config, jax.tree.leaves(hidden)[0].shape[1]))
+    length = jax.tree.leaves(hidden)[0].shape[1]
+    span = context.span or Span(queries=length, keys=length)
+    context = context.replace(shared=config.positions.shared(config, span))
     if config.convolution is not None:
       convolution = config.convolution(config, "convolution")
       context = context.replace(joined=convolution(hidden, context.mask.real(), context.deterministic))
@@ -132,16 +162,23 @@ class Stack(nn.Module):
       layers = _unstacked(stacked, config.num_layers)
     else:
       for i in range(config.num_layers):
-        slice_ = jax.tree.map(lambda x, i=i: x[i], per_layer)
+        slice_ = _slice(per_layer, i)
         hidden, outputs = block(config, name=f"layers_{i}")(hidden, slice_, context)
         layers.append(outputs)
     if config.final_norm:
       hidden = config.norm("final_norm", run)(hidden)
-    states, attentions = zip(*layers)
-    return (
-      hidden,
-      (first, *states[:-1], hidden) if context.output_hidden_states else None,
-      attentions if context.output_attentions else None,
+
+    def collected(name):
+      values = tuple(getattr(layer, name) for layer in layers)
+      return None if values[0] is None else values
+
+    states = collected("hidden_states")
+    return hidden, LayerOutput(
+      hidden_states=states and (first, *states[:-1], hidden),
+      attentions=collected("attentions"),
+      cross_attentions=collected("cross_attentions"),
+      # That of scanned layers stays stacked.
+      cache=stacked.cache if run.scan_layers and config.layer_groups is None else collected("cache"),
     )
 
   def _grouped(self, block, hidden: jax.Array, per_layer: Any, context: Context) -> tuple[jax.Array, list]:
@@ -150,7 +187,7 @@ class Stack(nn.Module):
     times = config.num_layers // config.layer_groups
     for group in range(config.layer_groups):
       module = block(config, name=f"group_{group}")
-      slices = jax.tree.map(lambda x, first=group * times: x[first : first + times], per_layer)
+      slices = _slice(per_layer, slice(group * times, (group + 1) * times))
       if config.run.scan_layers:
         repeated = nn.scan(
           lambda module, hidden, slice_: module(hidden, slice_, context),
@@ -162,11 +199,18 @@ class Stack(nn.Module):
         outputs.extend(_unstacked(stacked, times))
       else:
         for i in range(times):
-          hidden, output = module(hidden, jax.tree.map(lambda x, i=i: x[i], slices), context)
+          hidden, output = module(hidden, _slice(slices, i), context)
           outputs.append(output)
     return hidden, outputs
 
 
+def _slice(per_layer: Any, which: int | slice) -> Any:
+  """One layer's, or some layers', part of what differs by layer."""
+  if isinstance(per_layer, tuple) and isinstance(per_layer[0], LayerCache):
+    return per_layer[which]
+  return jax.tree.map(lambda x: x[which], per_layer)
+
+
 def _unstacked(stacked: Any, count: int) -> list:
   """What each of `count` layers put out."""
-  return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)]
+  return [_slice(stacked, i) for i in range(count)]

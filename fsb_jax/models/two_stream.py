@@ -19,7 +19,7 @@ from fsb_jax.models.heads import Head, fold_choices, with_head
 from fsb_jax.models.layers import Mlp, dense, embed
 from fsb_jax.models.masks import Mask
 from fsb_jax.models.positions import Positions
-from fsb_jax.models.transformer import HIDDEN_AXES, Stack
+from fsb_jax.models.transformer import HIDDEN_AXES, Context, LayerOutput, Stack
 
 _HEADS = ("activation_batch", "activation_length", "activation_heads", "activation_kv")
 
@@ -54,26 +54,20 @@ class SinusoidDistances(Positions):
 
 
 @struct.dataclass
-class TwoStreamContext:
-  """What every layer reads.
+class TwoStreamContext(Context):
+  """What every layer reads; of the content stream, `mask` says who sees whom, and a token always sees itself.
 
   Attributes:
-    content_mask: who sees whom; a token always sees itself.
-    query_mask: the same for the stream that must not see its own token.
+    query_mask: of the stream that must not see its own token.
     codes: of distances, `[queries + keys - 1, embed]`.
     other_segment: `[batch, query, key]`, whether the two are of different segments; None where there are none.
     targets: `[batch, asked, length]`, one at the token that is asked for; None without a query stream.
   """
 
-  content_mask: Mask
-  query_mask: Mask
-  codes: jax.Array
-  other_segment: jax.Array | None
-  targets: jax.Array | None
-  shared: Any = None
-  deterministic: bool = struct.field(pytree_node=False, default=True)
-  output_hidden_states: bool = struct.field(pytree_node=False, default=False)
-  output_attentions: bool = struct.field(pytree_node=False, default=False)
+  query_mask: Mask | None = None
+  codes: jax.Array | None = None
+  other_segment: jax.Array | None = None
+  targets: jax.Array | None = None
 
 
 class RelativeAttention(nn.Module):
@@ -125,7 +119,7 @@ class RelativeAttention(nn.Module):
       )  # fmt: skip
       return result, probabilities
 
-    result, probabilities = attended(nn.with_logical_constraint(to_query(content), _HEADS), context.content_mask)
+    result, probabilities = attended(nn.with_logical_constraint(to_query(content), _HEADS), context.mask)
     content_result = out(result), probabilities
     if query is None:
       return content_result, (None, None)
@@ -155,7 +149,7 @@ class TwoStreamBlock(nn.Module):
 
     attended, probabilities = zip(*RelativeAttention(config, name="attention")(*streams, memory, context))
     streams = tuple(map(finish, streams, attended))
-    return streams, (streams if context.output_hidden_states else None, probabilities)
+    return streams, LayerOutput(streams if context.output_hidden_states else None, probabilities)
 
 
 class TwoStreamModel(nn.Module):
@@ -226,27 +220,29 @@ class TwoStreamModel(nn.Module):
     codes = jnp.asarray(config.positions.codes(length, remembered + length, config.embed_dim), content.dtype)
     content_mask, query_mask = _masks(attention_mask, perm_mask, batch, length, remembered)
     context = TwoStreamContext(
-      content_mask=content_mask, query_mask=query_mask, codes=drop(codes),
+      mask=content_mask, query_mask=query_mask, codes=drop(codes),
       other_segment=_other_segment(token_type_ids, remembered), targets=target_mapping,
       deterministic=deterministic, output_hidden_states=output_hidden_states or output_mems,
       output_attentions=output_attentions,
     )  # fmt: skip
     stack = Stack(config, TwoStreamBlock, name="encoder")
-    (content, query), states, attentions = stack((content, query), context, mems)
+    (content, query), beside = stack((content, query), context, mems)
 
     def by_turns(pairs):
       return tuple(x for pair in pairs for x in pair if x is not None)
 
     encoded = outputs.BaseOutput(
       last_hidden_state=drop(content if query is None else query),
-      hidden_states=by_turns(states) if output_hidden_states else None,
-      attentions=by_turns(attentions) if output_attentions else None,
+      hidden_states=by_turns(beside.hidden_states) if output_hidden_states else None,
+      attentions=by_turns(beside.attentions) if output_attentions else None,
     )
     result = with_head(self.head, encoded, token_embed.attend, deterministic, choices, head_inputs)
     if not output_mems:
       return result
-    before = [None if mems is None else mems[i] for i in range(config.num_layers)]
-    return result, jnp.stack([config.positions.kept(memory, states[i][0]) for i, memory in enumerate(before)])
+    before = [None] * config.num_layers if mems is None else mems
+    return result, jnp.stack(
+      [config.positions.kept(memory, states[0]) for memory, states in zip(before, beside.hidden_states)]
+    )
 
 
 def _masks(attention_mask, perm_mask, batch, length, remembered) -> tuple[Mask, Mask]:

@@ -21,6 +21,7 @@ DEFAULT_RULES: dict[str, MeshAxes] = {
   # Parameters.
   "embed": "fsdp",
   "heads": "tensor",
+  "kv_heads": "tensor",
   "kv": None,
   "mlp": "tensor",
   "vocab": "tensor",

@@ -72,7 +72,7 @@ def slots(table: Table, config, shapes: Mapping[str, tuple[int, ...]], prefixed:
       )
       # No memory: one zero seen through zero strides, so that the op itself says what shape it saves.
       saved = row.op.save(np.broadcast_to(np.zeros((), np.float32), shape), config)
-      result.append(Slot(path, index, row, theirs, otherwise, saved.shape))
+      result.append(Slot(path, index, row, theirs, otherwise, row.op.whole(saved.shape)))
   homeless = sorted(set(shapes) - {slot.path for slot in result})
   if idle or homeless:
     raise ValueError(f"broken weight table: rows without a parameter {idle}, parameters without a row {homeless}")
@@ -182,6 +182,7 @@ def _said(fields: Mapping[str, Any], shape: tuple[int, ...], needed: tuple[int, 
 def _other_layers(table: Table, found: Collection[str], config, fields: Mapping[str, Any]) -> list[str]:
   """A line where the files hold more or fewer layers than config.json says."""
   count, kind = (config.num_layers, "layer") if config.layer_groups is None else (config.layer_groups, "group")
+  count = max(count, config.decoder_config.num_layers if config.decoder else 0)
   said = [f"{name}={value}" for name, value in fields.items() if value == count and kind in name]
   body = (row.theirs.removeprefix(table.prefix) for row in table.rows if not models.may_be_fresh(row.ours))
   patterns = {re.escape(name).replace(r"\{i\}", r"(\d+)") for name in body}
@@ -228,7 +229,8 @@ def _constants(table: Table, strip: str, names: Collection[str]) -> Iterator[tup
 def _tied_copies(table: Table, config, strip: str) -> dict[str, str]:
   """Names that repeat another tensor -> that tensor."""
   rows = [row for row in table.rows if row.tied_to and config.tie_embeddings]
-  return {row.theirs.removeprefix(strip): row.tied_to.removeprefix(strip) for row in rows}
+  pairs = {row.theirs: row.tied_to for row in rows} | {**table.copies}
+  return {copy.removeprefix(strip): original.removeprefix(strip) for copy, original in pairs.items()}
 
 
 def _compare(files: WeightFiles, copy: TensorInfo, original: TensorInfo) -> list[str]:
@@ -261,11 +263,21 @@ def save(table: Table, params: Mapping[str, np.ndarray], config, *, prefixed: bo
   strip = "" if prefixed else table.prefix
   tied = _tied_copies(table, config, strip)
   written = set()
+  pieces: dict[str, dict[int, np.ndarray]] = {}
   for slot in slots(table, config, {path: x.shape for path, x in params.items()}, prefixed):
     array = np.asarray(params[slot.path] if slot.index is None else params[slot.path][slot.index])
+    op = slot.row.op
+    if op.join is not None:
+      have = pieces.setdefault(slot.theirs, {})
+      have[op.part] = op.save(array, config)
+      if len(have) == op.parts:
+        have = pieces.pop(slot.theirs)
+        written.add(slot.theirs)
+        yield slot.theirs, op.join([have[part] for part in range(op.parts)], config)
+      continue
     for name in (slot.theirs, slot.otherwise):
       if name is not None and name not in tied and name not in written:
         written.add(name)
-        yield name, slot.row.op.save(array, config)
+        yield name, op.save(array, config)
   for name, make in _constants(table, strip, written):
     yield name, make(config)

@@ -13,10 +13,27 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-  """`load` from PyTorch's form to ours and `save` back."""
+  """`load` from PyTorch's form to ours and `save` back.
+
+  Attributes:
+    load: their tensor, or the whole that it is a part of, to our array.
+    save: our array to their tensor, or to the part of it.
+    part: which part of their tensor it is.
+    parts: how many it has; each is a parameter of ours.
+    axis: of their tensor, along which the parts make it longer.
+    join: all the parts, in order, and the config to their tensor; None where it is one.
+  """
 
   load: Callable[[np.ndarray, object], np.ndarray]
   save: Callable[[np.ndarray, object], np.ndarray]
+  part: int = 0
+  parts: int = 1
+  axis: int = 0
+  join: Callable[[list[np.ndarray], object], np.ndarray] | None = None
+
+  def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of their tensor, of which `save` gives `shape`."""
+    return tuple(size * self.parts if i == self.axis else size for i, size in enumerate(shape))
 
 
 same = Op(lambda x, config: x, lambda x, config: x)
@@ -24,12 +41,18 @@ same = Op(lambda x, config: x, lambda x, config: x)
 # PyTorch's Linear keeps [o, e], our kernels [e, o].
 linear = Op(lambda x, config: x.T, lambda x, config: x.T)
 
-# A projection to heads: [h*d, e] <-> [e, h, d]; its bias: [h*d] <-> [h, d].
-heads_out = Op(
-  lambda x, config: x.T.reshape(x.shape[1], config.num_heads, -1),
-  lambda x, config: x.reshape(x.shape[0], -1).T,
-)
-heads_bias = Op(lambda x, config: x.reshape(config.num_heads, -1), lambda x, config: x.reshape(-1))
+
+def _to_heads(count: Callable[[object], int]) -> tuple[Op, Op]:
+  """A projection to `count(config)` heads, [h*d, e] <-> [e, h, d], and its bias, [h*d] <-> [h, d]."""
+  kernel = Op(
+    lambda x, config: x.T.reshape(x.shape[1], count(config), -1),
+    lambda x, config: x.reshape(x.shape[0], -1).T,
+  )
+  return kernel, Op(lambda x, config: x.reshape(count(config), -1), lambda x, config: x.reshape(-1))
+
+
+heads_out, heads_bias = _to_heads(lambda config: config.num_heads)
+kv_heads_out, kv_heads_bias = _to_heads(lambda config: config.kv_heads)
 
 # A projection from heads: [e, h*d] <-> [h, d, e].
 heads_in = Op(
@@ -52,4 +75,21 @@ def then(first: Op, second: Op) -> Op:
   return Op(
     lambda x, config: second.load(first.load(x, config), config),
     lambda x, config: first.save(second.save(x, config), config),
+  )
+
+
+def decoder(op: Op) -> Op:
+  """`op` with the config of an encoder-decoder's decoder."""
+  return Op(lambda x, config: op.load(x, config.decoder_config), lambda x, config: op.save(x, config.decoder_config))
+
+
+def fused(op: Op, part: int, parts: int, axis: int = 0) -> Op:
+  """`op` on one of `parts` equal parts that lie one after the other along `axis` of their tensor."""
+  return Op(
+    lambda x, config: op.load(np.split(x, parts, axis)[part], config),
+    op.save,
+    part,
+    parts,
+    axis,
+    lambda pieces, config: np.concatenate(pieces, axis),
   )

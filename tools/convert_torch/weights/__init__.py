@@ -44,6 +44,7 @@ class Table:
     rename: (pattern, replacement) that bring old names to today's.
     constants: tensors that hold nothing learned and yet must be in a file: name -> what a config makes them. `{i}` in a
       name is every layer that has rows. Those of a file are not read.
+    copies: tensors that always repeat another -> that one; they are not written.
     in_transformers: transformers has this family's classes.
     float64_in_transformers: they run in float64.
   """
@@ -53,6 +54,7 @@ class Table:
   ignore: tuple[str, ...] = ()
   rename: tuple[tuple[str, str], ...] = ()
   constants: Mapping[str, Callable[[Any], np.ndarray]] = dataclasses.field(default_factory=dict)
+  copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
   in_transformers: bool = True
   float64_in_transformers: bool = True
 

@@ -9,7 +9,8 @@ from convert_torch.weights._original_heads import original_heads
 
 def sines(config) -> np.ndarray:
   """The table of rotations that PyTorch keeps with the weights: sines, then cosines, `[length, head_dim]`."""
-  return np.concatenate([np.asarray(x)[:, 0] for x in config.positions.shared(config, config.positions.length)], -1)
+  sines_and_cosines = config.positions.table(config.head_dim, config.positions.length)
+  return np.concatenate([np.asarray(x)[:, 0] for x in sines_and_cosines], -1)
 
 
 TABLE = Table(

@@ -1,0 +1,103 @@
+"""A model that reads one text and writes another: an encoder and a decoder with one table of tokens."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from fsb_jax.errors import UserError
+from fsb_jax.models.cache import Cache
+from fsb_jax.models.decoder import EmbeddedStack, token_table
+from fsb_jax.models.heads import Head, with_head
+from fsb_jax.models.masks import mask_from_attention_mask
+from fsb_jax.models.outputs import BaseOutput
+
+
+class EncoderDecoderModel(nn.Module):
+  """An encoder and a decoder with their head.
+
+  Attributes:
+    config: a `TransformerConfig` with a `decoder`.
+    head: an unbound head module on the decoder, or None.
+  """
+
+  config: Any
+  head: Head | None = None
+
+  def setup(self):
+    """Declares the parts that `encode` and `__call__` share."""
+    self.token_embed = token_table(self.config)
+    self.encoder = EmbeddedStack(self.config)
+    self.decoder = EmbeddedStack(self.config.decoder_config)
+
+  def encode(
+    self,
+    input_ids: jax.Array,
+    attention_mask: jax.Array | None = None,
+    deterministic: bool = True,
+    output_hidden_states: bool = False,
+    output_attentions: bool = False,
+  ) -> BaseOutput:
+    """Reads a batch; the arguments are those of `__call__`."""
+    hidden, beside = self.encoder(
+      self.token_embed(input_ids), attention_mask,
+      deterministic=deterministic, output_hidden_states=output_hidden_states, output_attentions=output_attentions,
+    )  # fmt: skip
+    return BaseOutput(last_hidden_state=hidden, hidden_states=beside.hidden_states, attentions=beside.attentions)
+
+  def __call__(
+    self,
+    input_ids: jax.Array | None = None,
+    attention_mask: jax.Array | None = None,
+    decoder_input_ids: jax.Array | None = None,
+    decoder_attention_mask: jax.Array | None = None,
+    encoder_outputs: BaseOutput | None = None,
+    cache: Cache | None = None,
+    deterministic: bool = True,
+    output_hidden_states: bool = False,
+    output_attentions: bool = False,
+    **head_inputs: jax.Array | None,
+  ):
+    """Reads a batch of texts and scores what is written.
+
+    Args:
+      input_ids: int `[batch, length]`; not read where `encoder_outputs` are given.
+      attention_mask: `[batch, length]` of real tokens that are read.
+      decoder_input_ids: int `[batch, written]`, the written text, one token late; with a cache the next tokens alone.
+      decoder_attention_mask: `[batch, written]` of real tokens that are written.
+      encoder_outputs: what `encode` made. With a cache, the decoder's rows may be several for each of these: beams.
+      cache: of the tokens before; the output then has the cache for the next call. Its first call reads the encoder's
+        result, later ones have what they need of it in the cache.
+      deterministic: no dropout; otherwise pass `rngs={"dropout": key}`.
+      output_hidden_states: also return every layer's hidden state.
+      output_attentions: also return every layer's probabilities, before dropout.
+      **head_inputs: what the head takes, by its parameters' names.
+
+    Returns:
+      The head's struct, or `BaseOutput` of the decoder.
+    """
+    asked = dict(
+      deterministic=deterministic, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+    )
+    if encoder_outputs is None:
+      encoder_outputs = self.encode(input_ids, attention_mask, **asked)
+    if decoder_input_ids is None and self.is_initializing():
+      decoder_input_ids = input_ids
+    if decoder_input_ids is None:
+      raise UserError(
+        "the model wants decoder_input_ids, the text it is to write shifted by one (fsb_jax.encodings.shift_right)"
+      )
+    hidden, beside = self.decoder(
+      self.token_embed(decoder_input_ids), decoder_attention_mask, None, cache,
+      encoded=encoder_outputs.last_hidden_state,
+      encoded_mask=mask_from_attention_mask(attention_mask, self.config.mask_fill), **asked,
+    )  # fmt: skip
+    decoded = BaseOutput(last_hidden_state=hidden)
+    result = with_head(self.head, decoded, self.token_embed.attend, deterministic, None, head_inputs)
+    return result.replace(
+      hidden_states=None, attentions=None,
+      encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+      encoder_hidden_states=encoder_outputs.hidden_states, encoder_attentions=encoder_outputs.attentions,
+      decoder_hidden_states=beside.hidden_states, decoder_attentions=beside.attentions,
+      cross_attentions=beside.cross_attentions, cache=beside.cache,
+    )  # fmt: skip
