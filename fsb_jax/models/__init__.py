@@ -7,14 +7,19 @@ Shapes are written `[batch, length, embed]`. Single letters stand only inside ei
 Nothing here reads files or imports torch, transformers or TensorFlow.
 """
 
+# What decoders keep of the tokens they have read.
+from fsb_jax.models.cache import Cache, cache_bytes, new_cache
+
 # Configuration.
-from fsb_jax.models.config import Dropout, HeadSizes, Run, TransformerConfig
+from fsb_jax.models.config import DecoderSpec, Dropout, HeadSizes, Run, TransformerConfig
 
 # Tags as a sequence.
 from fsb_jax.models.crf import crf_decode, crf_decode_n_best, crf_log_likelihood
 
 # Models and what they return.
+from fsb_jax.models.decoder import DecoderModel
 from fsb_jax.models.encoder import EncoderModel
+from fsb_jax.models.encoder_decoder import EncoderDecoderModel
 from fsb_jax.models.heads import HEADS
 from fsb_jax.models.initialise import (
   abstract_params,
@@ -51,8 +56,12 @@ __all__ = [
   "HEADS",
   "BaseOutput",
   "BiaffineOutput",
+  "Cache",
   "CrfOutput",
+  "DecoderModel",
+  "DecoderSpec",
   "Dropout",
+  "EncoderDecoderModel",
   "EncoderModel",
   "Family",
   "HeadSizes",
@@ -72,6 +81,7 @@ __all__ = [
   "abstract_params",
   "all_families",
   "build",
+  "cache_bytes",
   "cosine_similarity",
   "crf_decode",
   "crf_decode_n_best",
@@ -83,6 +93,7 @@ __all__ = [
   "fresh_values",
   "input_names",
   "may_be_fresh",
+  "new_cache",
   "option_logits",
   "option_probabilities",
   "pool",

@@ -74,6 +74,15 @@ class Cache:
     return jax.lax.dynamic_update_slice_in_dim(self.real, new, self.index, axis=1)
 
 
+  def taken(self, rows: jax.Array) -> "Cache":
+    """Of some of the rows, int `[new rows]`; what is kept of the encoder stays: its rows serve several of these."""
+
+    def of_layer(layer):
+      return layer.replace(attention=jax.tree.map(lambda x: x[rows], layer.attention))
+
+    return self.replace(layers=tuple(of_layer(layer) for layer in self.layers), real=self.real[rows])
+
+
 def new_cache(config, batch: int, length: int, dtype: str | None = None) -> Cache:
   """An empty cache.
 

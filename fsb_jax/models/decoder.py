@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fsb_jax.models.cache import Cache
+from fsb_jax.models.cache import Cache, new_cache
 from fsb_jax.models.encoder import embedding_dropout
 from fsb_jax.models.heads import Head, with_head
 from fsb_jax.models.layers import Embed, embed
@@ -88,6 +88,10 @@ class DecoderModel(nn.Module):
 
   config: Any
   head: Head | None = None
+
+  def new_cache(self, batch: int, length: int, dtype: str | None = None) -> Cache:
+    """An empty cache, see `cache.new_cache`."""
+    return new_cache(self.config, batch, length, dtype)
 
   @nn.compact
   def __call__(

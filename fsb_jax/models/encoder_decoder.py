@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from fsb_jax.errors import UserError
-from fsb_jax.models.cache import Cache
+from fsb_jax.models.cache import Cache, new_cache
 from fsb_jax.models.decoder import EmbeddedStack, token_table
 from fsb_jax.models.heads import Head, with_head
 from fsb_jax.models.masks import mask_from_attention_mask
@@ -29,6 +29,10 @@ class EncoderDecoderModel(nn.Module):
     self.token_embed = token_table(self.config)
     self.encoder = EmbeddedStack(self.config)
     self.decoder = EmbeddedStack(self.config.decoder_config)
+
+  def new_cache(self, batch: int, length: int, dtype: str | None = None) -> Cache:
+    """An empty cache of the decoder, see `cache.new_cache`."""
+    return new_cache(self.config.decoder_config, batch, length, dtype)
 
   def encode(
     self,

@@ -126,9 +126,9 @@ class Decoder(nn.Module):
     return mask_unused_rows(logits, config.vocab_size)
 
   @nn.compact
-  def __call__(self, hidden: jax.Array, attend: Attend) -> jax.Array:
+  def __call__(self, hidden: jax.Array, attend: Attend, length: str | None = "activation_length") -> jax.Array:
     """See `decode`."""
-    return self.decode(hidden, attend)
+    return self.decode(hidden, attend, length)
 
 
 class Vocabulary(Decoder):
@@ -200,12 +200,27 @@ class LanguageModel(Head):
   bias: Literal["trained", "fixed", "none"] = "trained"
 
   @nn.compact
-  def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.MaskedLMOutput:
-    """See the module's docstring."""
-    config, hidden = self.config, encoded.last_hidden_state
+  def __call__(
+    self,
+    encoded: outputs.BaseOutput,
+    attend: Attend,
+    deterministic: bool,
+    lm_positions: jax.Array | None = None,
+  ) -> outputs.MaskedLMOutput:
+    """Scores the vocabulary.
+
+    Args:
+      encoded: see the module's docstring.
+      attend: of the token embeddings.
+      deterministic: no dropout.
+      lm_positions: int `[batch, asked]`, where to score it; everywhere if not given.
+    """
+    config, hidden, length = self.config, encoded.last_hidden_state, "activation_length"
+    if lm_positions is not None:
+      hidden, length = jnp.take_along_axis(hidden, lm_positions[..., None], axis=1), None
     if config.scale_logits:
       hidden = hidden * config.embed_dim**-0.5
-    logits = Decoder(config, self.bias, name="lm")(hidden, attend)
+    logits = Decoder(config, self.bias, name="lm")(hidden, attend, length)
     return outputs.MaskedLMOutput(logits=logits)
 
 
