@@ -84,6 +84,14 @@ def _project_backward(inputs, kept, gradient):
 project.defvjp(_project_forward, _project_backward)
 
 
+def multiply(kernel: jax.Array, x: jax.Array, inputs: int) -> jax.Array:
+  """`project` by a kernel `[*features, *inputs]`, as the product kernel · x."""
+  features, rows = kernel.ndim - inputs, x.ndim - inputs
+  contracted = tuple(range(features, kernel.ndim)), tuple(range(rows, x.ndim))
+  y = jax.lax.dot_general(kernel, x, (contracted, ((), ())))
+  return jnp.moveaxis(y, range(features), range(rows, rows + features))
+
+
 class Dense(nn.Module):
   """Linear map over the last `inputs` axes to `features` axes, with an N-D kernel.
 
@@ -94,6 +102,7 @@ class Dense(nn.Module):
     features: sizes of the output axes.
     axes: one logical name per kernel axis, inputs first.
     inputs: how many trailing axes of the argument are contracted.
+    outputs_first: the kernel's outputs come first; `axes` are named as if they did not.
     initializer_range: standard deviation of the kernel; the bias starts at zero.
   """
 
@@ -101,6 +110,7 @@ class Dense(nn.Module):
   axes: tuple[str, ...]
   inputs: int = 1
   use_bias: bool = True
+  outputs_first: bool = False
   initializer_range: float = 0.02
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
@@ -108,13 +118,17 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[..., *inputs]` to `[..., *features]`."""
+    shape, axes, inputs = x.shape[-self.inputs :] + self.features, self.axes, self.inputs
+    if self.outputs_first:
+      shape, axes = (sizes[inputs:] + sizes[:inputs] for sizes in (shape, axes))
     kernel = self.param(
       "kernel",
-      nn.with_logical_partitioning(nn.initializers.normal(self.initializer_range), self.axes),
-      x.shape[-self.inputs :] + self.features,
+      nn.with_logical_partitioning(nn.initializers.normal(self.initializer_range), axes),
+      shape,
       self.param_dtype,
     )
-    y = project(x.astype(self.dtype), kernel.astype(self.dtype), self.inputs)
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    y = multiply(kernel, x, inputs) if self.outputs_first else project(x, kernel, inputs)
     if not self.use_bias:
       return y
     bias = self.param(
@@ -134,6 +148,7 @@ class Embed(nn.Module):
     axes: logical names of the two axes.
     used_axes: their names where the table is read.
     padding_row: a row that looking it up does not train (PyTorch's `padding_idx`); None for none.
+    outputs_first: decode as `Dense` with that does.
   """
 
   rows: int
@@ -141,6 +156,7 @@ class Embed(nn.Module):
   axes: tuple[str, str]
   used_axes: tuple[str, str]
   padding_row: int | None = None
+  outputs_first: bool = False
   initializer_range: float = 0.02
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
@@ -159,7 +175,10 @@ class Embed(nn.Module):
 
   def attend(self, x: jax.Array) -> jax.Array:
     """Scores of every row, `[..., features] -> [..., rows]`."""
-    return jnp.einsum("...e,ve->...v", x.astype(self.dtype), self._table().astype(self.dtype))
+    x, table = x.astype(self.dtype), self._table().astype(self.dtype)
+    if self.outputs_first:
+      return multiply(table, x, 1)
+    return jnp.einsum("...e,ve->...v", x, table)
 
   def _table(self) -> jax.Array:
     # Stored in as many parts as the mesh has, used in as many as the logits have; left to itself, XLA finds no way
@@ -285,6 +304,7 @@ def dense(
     axes=axes,
     inputs=inputs,
     use_bias=bias,
+    outputs_first=config.run.kernels == "outputs_first",
     initializer_range=config.initializer_range,
     dtype=config.run.dtype,
     param_dtype=config.run.param_dtype,
@@ -303,6 +323,7 @@ def embed(
     axes=(row_axis, "table_embed"),
     used_axes=(used_row_axis or row_axis, "table_embed"),
     padding_row=padding_row,
+    outputs_first=config.run.kernels == "outputs_first",
     initializer_range=config.initializer_range,
     dtype=config.run.dtype,
     param_dtype=config.run.param_dtype,

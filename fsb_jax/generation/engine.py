@@ -68,8 +68,7 @@ def generate_texts(
 
   Args:
     model: a decoder, or an encoder-decoder, with a head that scores the vocabulary.
-    params: its parameters. Those of scanned layers are unrolled first, which takes room for them twice; load a model
-      with `scan_layers=False` to generate.
+    params: its parameters. Those of scanned layers are unrolled first, at every call; see `prepared`.
     input_ids: int `[rows, length]`, or one row.
     attention_mask: 1 for real tokens, on either side of the row.
     decoder_input_ids: int `[rows, length]`, how the texts of an encoder-decoder begin; the start token if not given.
@@ -134,13 +133,37 @@ def generate_texts(
   return run.one_by_one(*unrolled(model, params))
 
 
+def prepared(model: nn.Module, params: Any) -> tuple[nn.Module, Any]:
+  """A model and its parameters in the form that generates fastest, made once for many calls of `generate`.
+
+  Layers are unrolled and, on the CPU, kernels ordered outputs first: few rows are multiplied up to 1.8 times as fast.
+  The parameters are copied.
+  """
+  model, params = unrolled(model, params)
+  if jax.default_backend() != "cpu" or model.config.run.kernels == "outputs_first":
+    return model, params
+  changed = _with_config(model, model.config.with_run(kernels="outputs_first"))
+  old, new = (models.flatten(models.abstract_params(each)) for each in (model, changed))
+
+  def ordered(path, array):
+    before, after = old[path].names, new[path].names
+    if before == after:
+      return array
+    inputs = next(i for i in range(1, len(before)) if before[i:] + before[:i] == after)
+    return jnp.transpose(array, [*range(inputs, array.ndim), *range(inputs)])
+
+  return changed, models.unflatten({path: ordered(path, array) for path, array in models.flatten(params).items()})
+
+
+def _with_config(model: nn.Module, config: models.TransformerConfig) -> nn.Module:
+  return model.clone(config=config, head=model.head and model.head.clone(config=config))
+
+
 def unrolled(model: nn.Module, params: Any) -> tuple[nn.Module, Any]:
   """A model and its parameters on the device with a module for every layer: a cache of scanned ones is copied."""
   params = jax.tree.map(jnp.asarray, params)
   if not model.config.run.scan_layers:
     return model, params
-  config = model.config.with_run(scan_layers=False)
-  head = model.head and model.head.clone(config=config)
 
   def one(tree):
     result = {}
@@ -152,7 +175,7 @@ def unrolled(model: nn.Module, params: Any) -> tuple[nn.Module, Any]:
         result[name] = one(value) if isinstance(value, Mapping) else value
     return result
 
-  return model.clone(config=config, head=head), one(params)
+  return _with_config(model, model.config.with_run(scan_layers=False)), one(params)
 
 
 @functools.lru_cache(maxsize=32)
