@@ -2,6 +2,7 @@
 
 from convert_torch.weights import Table
 from convert_torch.weights._bart_form import COPIES, rows
+from convert_torch.weights._bert_form import norm
 
 
 def _codes(config):
@@ -10,7 +11,11 @@ def _codes(config):
 
 TABLE = Table(
   prefix="model.",
-  rows=rows(),
-  copies=COPIES,
+  rows=(
+    *rows(),
+    *norm("encoder/final_norm", "model.encoder.layer_norm"),
+    *norm("decoder/final_norm", "model.decoder.layer_norm"),
+  ),
+  untied_copies=COPIES,
   constants={f"model.{name}.embed_positions.weight": _codes for name in ("encoder", "decoder")},
 )
