@@ -122,7 +122,10 @@ def match(
     name = info.name
     for pattern, replacement in table.rename:
       name = re.sub(pattern, replacement, name)
-    if any(re.fullmatch(pattern, name) for pattern in table.ignore) or _is_constant(table, name):
+    if any(re.fullmatch(pattern, name) for pattern in table.ignore):
+      continue
+    if _is_constant(table, name):
+      problems += _check_constant(table, files, info, name, config)
       continue
     if name in found:
       problems.append(f"  + {info.name} {list(info.shape)} in {info.file.name}: a second {name}")
@@ -212,6 +215,18 @@ def read(match: Match, files: WeightFiles, config, shapes: Mapping[str, tuple[in
 
 def _is_constant(table: Table, name: str) -> bool:
   return any(_matches(constant, name, strip) for constant in table.constants for strip in ("", table.prefix))
+
+
+def _check_constant(table: Table, files: WeightFiles, info: TensorInfo, name: str, config) -> list[str]:
+  """A line where a tensor that is read by transformers is not what we make in its place."""
+  known = next((x for x in table.checked if name in (x, x.removeprefix(table.prefix))), None)
+  if known is None:
+    return []
+  (array,), expected = (array for _, array in files.read([info])), table.constants[known](config)
+  # In 16 bits a number below 1 is off by less.
+  if array.shape == expected.shape and np.allclose(np.asarray(array, np.float32), expected, rtol=0, atol=2**-8):
+    return []
+  return [f"  ! {info.name} holds other numbers than the fixed ones that fsb_jax makes in its place"]
 
 
 def _constants(table: Table, strip: str, names: Collection[str]) -> Iterator[tuple[str, Callable]]:

@@ -4,6 +4,8 @@ from convert_torch.weights import Table
 from convert_torch.weights._bart_form import COPIES, rows
 from convert_torch.weights._bert_form import norm
 
+_TABLES = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
+
 
 def _codes(config):
   return config.positions.table(config.embed_dim)
@@ -17,5 +19,6 @@ TABLE = Table(
     *norm("decoder/final_norm", "model.decoder.layer_norm"),
   ),
   untied_copies=COPIES,
-  constants={f"model.{name}.embed_positions.weight": _codes for name in ("encoder", "decoder")},
+  constants=dict.fromkeys(_TABLES, _codes),
+  checked=_TABLES,
 )
