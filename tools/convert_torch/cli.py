@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convert_torch import hub
+from convert_torch import change, hub
 from fsb_jax import checkpoints, models
 from fsb_jax.errors import UserError
 
@@ -47,14 +47,22 @@ def import_checkpoint(
 
 
 def export_checkpoint(
-  source: Path | str, target: Path | str, *, dtype: str = "float32", max_shard_bytes: int = 5 * 10**9
+  source: Path | str,
+  target: Path | str,
+  *,
+  dtype: str = "float32",
+  family: str | None = None,
+  vocab_size: int | None = None,
+  max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-  """Turns a folder of ours into one that `transformers` loads.
+  """Turns a folder of ours into one that `transformers` (or the original code) loads.
 
   Args:
     source: a folder of ours.
     target: where; must not exist, or be empty.
     dtype: see `save_hub_folder`.
+    family: in whose layout, where the model's own has another name: "llama", "fengshen_llama".
+    vocab_size: tokens to write, where they are not as many as the model's, see `models.resize_vocabulary`.
     max_shard_bytes: see `save_hub_folder`.
 
   Raises:
@@ -62,6 +70,8 @@ def export_checkpoint(
   """
   checkpoints.require_empty(target)
   model = load_ours(source)
+  model = model if vocab_size is None else change.to_vocabulary(model, vocab_size)
+  model = model if family is None else change.to_family(model, family)
   hub.save_hub_folder(
     target,
     model.params,
