@@ -172,6 +172,7 @@ def convert_export(
   dtype: Annotated[str, typer.Option(help="Of the tensors: float32, float16 or bfloat16.")] = "float32",
   family: Annotated[str | None, typer.Option(help="Write this family's layout: llama, fengshen_llama.")] = None,
   vocab_size: Annotated[int | None, typer.Option(help="Tokens to write; the model's if not given.")] = None,
+  tensor_parallel: Annotated[int | None, typer.Option(help="Cut into part_0, part_1, ... for so many devices.")] = None,
 ) -> None:
   """Turn one of ours into a folder that transformers loads, or the original code.
 
@@ -180,7 +181,9 @@ def convert_export(
   _quiet()
   from convert_torch import cli
 
-  cli.export_checkpoint(source, target, dtype=dtype, family=family, vocab_size=vocab_size)
+  cli.export_checkpoint(
+    source, target, dtype=dtype, family=family, vocab_size=vocab_size, tensor_parallel=tensor_parallel
+  )
   print(f"written to {target}")
 
 

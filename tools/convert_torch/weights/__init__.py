@@ -45,6 +45,7 @@ class Table:
     constants: tensors that hold nothing learned and yet must be in a file: name -> what a config makes them. `{i}` in a
       name is every layer that has rows. Those of a file are not read.
     copies: tensors that always repeat another -> that one; they are not written.
+    parallel_axes: names of the tensors that are cut where several devices share a model -> the axis, see `parts.py`.
     in_transformers: transformers has this family's classes.
     float64_in_transformers: they run in float64.
   """
@@ -55,6 +56,7 @@ class Table:
   rename: tuple[tuple[str, str], ...] = ()
   constants: Mapping[str, Callable[[Any], np.ndarray]] = dataclasses.field(default_factory=dict)
   copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  parallel_axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
   in_transformers: bool = True
   float64_in_transformers: bool = True
 

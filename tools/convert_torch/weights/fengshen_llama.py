@@ -34,5 +34,14 @@ TABLE = Table(
       config.positions.base ** -(np.arange(0, config.head_dim, 2, np.float32) / config.head_dim)
     ).astype(np.float32)
   },
+  parallel_axes={
+    _TOKENS: 0,
+    f"{_THEIRS}.attention.query_key_value.weight": 0,
+    f"{_THEIRS}.attention.dense.weight": 1,
+    f"{_THEIRS}.mlp.w1.weight": 0,
+    f"{_THEIRS}.mlp.w2.weight": 1,
+    f"{_THEIRS}.mlp.w3.weight": 0,
+    "embed_out.final_linear.weight": 0,
+  },
   in_transformers=False,
 )
