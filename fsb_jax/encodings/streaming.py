@@ -11,9 +11,9 @@ _CLEANED = 3
 class StreamingDetokenizer:
   """Turns ids into pieces of text, one after the other; joined they are what the tokenizer decodes from all of them.
 
-  Characters of several tokens come out whole. A run of SentencePiece's byte tokens is kept back until it ends, since one
-  wrong byte makes the tokenizer give up on all of it. To decode a token costs no more late in a text than early, unless
-  the tokenizer cleans up its spaces, which takes the whole text.
+  Characters of several tokens come out whole. A run of SentencePiece's byte tokens is kept back until it ends, since
+  one wrong byte makes the tokenizer give up on all of it. To decode a token costs no more late in a text than early,
+  unless the tokenizer cleans up its spaces, which takes the whole text.
 
   Args:
     tokenizer: a transformers fast tokenizer.

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -13,10 +14,12 @@ import torch
 import transformers
 from convert_torch import cli, load_hub_folder
 from convert_torch.gguf_file import GgufFile
+from rich.console import Console
 from tiny_hub import assert_close, assert_same_tree, hub_folder, tensors_of
 
 import fsb_jax
 from fsb_jax import models
+from fsb_jax.encodings import bert_tokenizer_from_characters
 from fsb_jax.errors import UserError
 from fsb_jax.models.positions import Span
 from fsb_jax.models.scaled_rotary import LinearScaling, Llama3Scaling
@@ -345,6 +348,23 @@ def test_from_pretrained_and_import(hub, file, tmp_path):
   written, original = tensors_of(tmp_path / "again"), tensors_of(hub)
   assert written.keys() == original.keys()
   assert all(np.array_equal(written[name], original[name]) for name in original)
+
+
+def test_a_tokenizer_beside_the_file_belongs_to_it(hub, tmp_path):
+  tokenizer = bert_tokenizer_from_characters("今天", tmp_path)
+  file = write(tmp_path / "model.gguf", hub)
+  assert fsb_jax.from_pretrained(file).tokenizer.get_vocab() == tokenizer.get_vocab()
+  cli.import_checkpoint(file, tmp_path / "ours")
+  assert (tmp_path / "ours" / "vocab.txt").read_bytes() == (tmp_path / "vocab.txt").read_bytes()
+
+
+def test_inspect_and_verify(file):
+  out = StringIO()
+  cli.inspect(file, console=Console(file=out, width=160))
+  for expected in ("GGUF file", "LlamaForCausalLM", "2, width 256, 4 heads", "would map", "21 of 21 tensors"):
+    assert expected in out.getvalue()
+  with pytest.raises(UserError, match="is nothing that transformers loads; verify the Hub folder"):
+    cli.verify_checkpoint(file, file)
 
 
 def test_without_the_package_it_says_what_to_install(file, monkeypatch):
