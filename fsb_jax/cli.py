@@ -170,15 +170,20 @@ def convert_export(
   source: Annotated[Path, typer.Argument(help="A folder of ours, or a training run's.")],
   target: Annotated[Path, typer.Argument(help="New Hub folder.")],
   dtype: Annotated[str, typer.Option(help="Of the tensors: float32, float16 or bfloat16.")] = "float32",
+  family: Annotated[str | None, typer.Option(help="Write this family's layout: llama, fengshen_llama.")] = None,
+  vocab_size: Annotated[int | None, typer.Option(help="Tokens to write; the model's if not given.")] = None,
+  tensor_parallel: Annotated[int | None, typer.Option(help="Cut into part_0, part_1, ... for so many devices.")] = None,
 ) -> None:
-  """Turn one of ours into a folder that transformers loads.
+  """Turn one of ours into a folder that transformers loads, or the original code.
 
   Example: fsb convert export runs/tnews tnews-hub
   """
   _quiet()
   from convert_torch import cli
 
-  cli.export_checkpoint(source, target, dtype=dtype)
+  cli.export_checkpoint(
+    source, target, dtype=dtype, family=family, vocab_size=vocab_size, tensor_parallel=tensor_parallel
+  )
   print(f"written to {target}")
 
 

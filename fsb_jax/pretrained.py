@@ -65,8 +65,8 @@ def from_pretrained(
   """Loads a model.
 
   Args:
-    path: a Hub folder, a folder of ours (also a training run's, or `RUN/checkpoints/best`), or a Hub id such as
-      "IDEA-CCNL/Erlangshen-Roberta-110M-Sentiment".
+    path: a Hub folder, a folder of ours (also a training run's, or `RUN/checkpoints/best`), a GGUF file of a LLaMA (the
+      tokenizer's files are those beside it), or a Hub id such as "IDEA-CCNL/Erlangshen-Roberta-110M-Sentiment".
     head: "base", "masked_lm", "sequence_classification", ...; what the folder says if not given. A head the folder
       lacks is freshly initialised and listed.
     num_labels: classes of the head, where they are not the folder's.
@@ -86,7 +86,8 @@ def from_pretrained(
   """
   if vocab_size is not None and vocab_size < 1:
     raise UserError(f"vocab_size={vocab_size} leaves no token; give how many the model is to know")
-  folder = find_folder(path)
+  source = find_folder(path)
+  folder = source if source.is_dir() else source.parent
   partitioner = mesh if mesh is None or isinstance(mesh, Partitioner) else Partitioner(mesh)
   run = models.Run(
     dtype=dtype,
@@ -96,7 +97,7 @@ def from_pretrained(
     attention=attention,
     vocab_multiple=partitioner.vocab_multiple if partitioner else 1,
   )
-  params, config, metadata, hf_config, fresh = read_folder(folder, head, num_labels, run)
+  params, config, metadata, hf_config, fresh = read_folder(source, head, num_labels, run)
   old_size, config = config.vocab_size, dataclasses.replace(config, vocab_size=vocab_size or config.vocab_size)
   model = models.build(metadata.family, config, metadata.head, metadata.num_labels)
   if config.vocab_size != old_size:
@@ -123,14 +124,14 @@ def from_pretrained(
 
 
 def find_folder(path: str | Path) -> Path:
-  """The local folder of `path`, downloaded from the Hub where it is an id; UserError where there is neither."""
+  """The local folder or GGUF file of `path`, from the Hub where it is an id; UserError where it is neither."""
   folder = Path(path).expanduser()
   if checkpoints.home(folder) != folder and checkpoints.is_checkpoint(folder):
     return checkpoints.step_folder(folder)
-  if folder.is_dir():
+  if folder.is_dir() or (folder.is_file() and folder.suffix.lower() == ".gguf"):
     return folder
   if folder.exists():
-    raise UserError(f"{path} is a file; give the folder that holds config.json and the weights")
+    raise UserError(f"{path} is a file and no .gguf; give the folder that holds config.json and the weights")
   if not _HUB_ID.fullmatch(str(path)):
     raise UserError(f"{path} is neither a folder nor a Hub id (ORGANISATION/NAME)")
   import huggingface_hub

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -219,3 +220,16 @@ def test_starting_is_quick():
       subprocess.run(command, capture_output=True, check=True)
       seconds.append(time.perf_counter() - start)
     assert min(seconds) < limit, (command, seconds)
+
+
+def test_a_llama_is_cut_into_parts_and_written_as_the_hub_has_it(fsb, tmp_path):
+  golden = Path(__file__).parent / "goldens" / "llama_fs"
+  assert fsb("convert", "import", str(golden), "ours")[0] == 0
+  assert fsb("convert", "export", "ours", "cut", "--tensor-parallel", "2")[0] == 0
+  assert {path.name for path in (tmp_path / "cut").iterdir()} == {"part_0", "part_1", "config.json"}
+  assert fsb("convert", "import", "cut", "again")[0] == 0
+  assert fsb("convert", "export", "again", "hub", "--family", "llama", "--vocab-size", "125")[0] == 0
+  config = json.loads((tmp_path / "hub" / "config.json").read_text())
+  assert (config["model_type"], config["vocab_size"]) == ("llama", 125) and "rms_norm_epsilon" not in config
+  status, _, error = fsb("convert", "export", "ours", "uneven", "--tensor-parallel", "3")
+  assert status == 2 and "does not divide num_attention_heads 4" in one_sentence(error)

@@ -138,7 +138,7 @@ def test_no_network_is_one_sentence(monkeypatch):
 
 def test_a_file_is_no_folder(tmp_path):
   (tmp_path / "model.safetensors").write_bytes(b"")
-  with pytest.raises(UserError, match="is a file; give the folder"):
+  with pytest.raises(UserError, match="is a file and no .gguf; give the folder"):
     fsb_jax.from_pretrained(tmp_path / "model.safetensors")
 
 

@@ -1,5 +1,13 @@
 """Text to arrays and back: pure functions that need neither TensorFlow nor torch nor jax."""
 
+from fsb_jax.encodings.conversations import (
+  TEMPLATES,
+  Prompt,
+  Template,
+  conversation_prompt,
+  own_conversation_prompt,
+  split_stops,
+)
 from fsb_jax.encodings.documents import encode_documents
 from fsb_jax.encodings.extraction_scores import cell_scores, entity_scores, event_scores, relation_scores
 from fsb_jax.encodings.masking import IGNORED, asked_positions, mask_words
@@ -7,6 +15,7 @@ from fsb_jax.encodings.ngrams import NgramForm, NgramLexicon, encode_ngrams, rea
 from fsb_jax.encodings.pairs import encode_pairs
 from fsb_jax.encodings.shifting import shift_right
 from fsb_jax.encodings.spans import Answer, answer_positions, best_answers, encode_windows, no_answer_score
+from fsb_jax.encodings.streaming import StreamingDetokenizer
 from fsb_jax.encodings.tagging import (
   Entity,
   encode_characters,
@@ -30,10 +39,14 @@ from fsb_jax.encodings.unimc import answers_unimc, batch_unimc, encode_unimc, ma
 
 __all__ = [
   "IGNORED",
+  "TEMPLATES",
   "Answer",
   "Entity",
   "NgramForm",
   "NgramLexicon",
+  "Prompt",
+  "StreamingDetokenizer",
+  "Template",
   "answer_positions",
   "answers_unimc",
   "asked_positions",
@@ -42,6 +55,7 @@ __all__ = [
   "best_answers",
   "cell_scores",
   "choose_spans",
+  "conversation_prompt",
   "decode_ubert",
   "decode_uniex",
   "encode_characters",
@@ -68,6 +82,7 @@ __all__ = [
   "mask_words",
   "no_answer_score",
   "only_asked_unimc",
+  "own_conversation_prompt",
   "pad_uniex",
   "pair_labels",
   "read_ngrams",
@@ -75,6 +90,7 @@ __all__ = [
   "save_tokenizer",
   "shift_right",
   "span_labels",
+  "split_stops",
   "tag_labels",
   "tags_of_entities",
   "to_characters",

@@ -74,8 +74,8 @@ class Run:
     scan_layers: one stacked layer compiled once (`layers/...`, leading axis) or `layers_{i}/...`.
     remat: "none", "full", or one of `REMAT_POLICIES`.
     attention: "auto", "reference", or an `implementation` of `jax.nn.dot_product_attention` ("xla", "cudnn").
-    kernels: "inputs_first", or "outputs_first": how the axes of kernels are ordered. With few rows, as in generation, CPUs
-      multiply the latter faster; folders and PyTorch's tables know the former alone, see `generation.prepared`.
+    kernels: "inputs_first", or "outputs_first": how the axes of kernels are ordered. With few rows, as in generation,
+      CPUs multiply the latter faster; folders and PyTorch's tables know the former alone, see `generation.prepared`.
     vocab_multiple: vocabulary rows are padded up to a multiple of this, so that a mesh divides them.
   """
 

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from convert_torch import ops
@@ -66,3 +68,18 @@ def test_projections_compute_what_pytorch_computes():
   back = random.normal(size=(5, 6))
   ours = np.einsum("bhd,hde->be", expected, ops.heads_in.load(back, config))
   np.testing.assert_allclose(ours, expected.reshape(4, 6) @ back.T, atol=1e-12)
+
+
+@given(heads=st.integers(1, 4), head_dim=st.integers(1, 4), parts=st.integers(1, 3), width=st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_parts_that_take_turns_by_head_are_found_and_joined(heads, head_dim, parts, width):
+  config = config_of(heads, head_dim)
+  whole = np.arange(heads * parts * head_dim * width).reshape(-1, width)
+  fused = [ops.fused_by_head(ops.heads_out, part, parts) for part in range(parts)]
+  loaded = [op.load(whole, config) for op in fused]
+  for part, (head, feature) in itertools.product(range(parts), np.ndindex(heads, head_dim)):
+    row = (head * parts + part) * head_dim + feature
+    np.testing.assert_array_equal(loaded[part][:, head, feature], whole[row])
+  saved = [op.save(x, config) for op, x in zip(fused, loaded)]
+  assert fused[0].whole(saved[0].shape) == whole.shape
+  np.testing.assert_array_equal(fused[0].join(saved, config), whole)

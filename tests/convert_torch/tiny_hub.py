@@ -78,7 +78,13 @@ NAMES = {
   },
 }  # fmt: skip
 # Families that transformers lacks, with the original's name of them.
-ORIGINALS = {"erlangshen_longformer": "longformer", "zen1": "zen1", "zen2": "zen2", "zhouwenwang": "roformer"}
+ORIGINALS = {
+  "erlangshen_longformer": "longformer",
+  "fengshen_llama": "llama_fs",
+  "zen1": "zen1",
+  "zen2": "zen2",
+  "zhouwenwang": "roformer",
+}
 FAMILIES = tuple(name for name in models.all_families() if name not in ORIGINALS)
 # The language model's head.
 LM = {

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convert_torch import hub
+from convert_torch import change, hub
+from convert_torch.sources import beside, is_gguf
 from fsb_jax import checkpoints, models
 from fsb_jax.errors import UserError
 
@@ -23,7 +24,7 @@ def import_checkpoint(
   """Turns a Hub folder into a folder of ours.
 
   Args:
-    source: the Hub folder.
+    source: the Hub folder, or a GGUF file; a tokenizer's files are then those beside it.
     target: where; must not exist, or be empty.
     head: see `load_hub_folder`.
     num_labels: see `load_hub_folder`.
@@ -42,19 +43,29 @@ def import_checkpoint(
     raise UserError(f"{source} is a folder of ours already; fsb convert export makes a Hub folder of it")
   run = models.Run(param_dtype=param_dtype, scan_layers=scan_layers, vocab_multiple=vocab_multiple)
   model = hub.load_hub_folder(source, head=head, num_labels=num_labels, run=run)
-  checkpoints.save_folder(target, model.params, model.metadata(), model.hf_config, tokenizer_from=source)
+  checkpoints.save_folder(target, model.params, model.metadata(), model.hf_config, tokenizer_from=beside(source))
   return model
 
 
 def export_checkpoint(
-  source: Path | str, target: Path | str, *, dtype: str = "float32", max_shard_bytes: int = 5 * 10**9
+  source: Path | str,
+  target: Path | str,
+  *,
+  dtype: str = "float32",
+  family: str | None = None,
+  vocab_size: int | None = None,
+  tensor_parallel: int | None = None,
+  max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-  """Turns a folder of ours into one that `transformers` loads.
+  """Turns a folder of ours into one that `transformers` (or the original code) loads.
 
   Args:
     source: a folder of ours.
     target: where; must not exist, or be empty.
     dtype: see `save_hub_folder`.
+    family: in whose layout, where the model's own has another name: "llama", "fengshen_llama".
+    vocab_size: tokens to write, where they are not as many as the model's, see `models.resize_vocabulary`.
+    tensor_parallel: see `save_hub_folder`.
     max_shard_bytes: see `save_hub_folder`.
 
   Raises:
@@ -62,6 +73,8 @@ def export_checkpoint(
   """
   checkpoints.require_empty(target)
   model = load_ours(source)
+  model = model if vocab_size is None else change.to_vocabulary(model, vocab_size)
+  model = model if family is None else change.to_family(model, family)
   hub.save_hub_folder(
     target,
     model.params,
@@ -74,6 +87,7 @@ def export_checkpoint(
     tokenizer_from=source,
     dtype=dtype,
     max_shard_bytes=max_shard_bytes,
+    tensor_parallel=tensor_parallel,
   )
 
 
@@ -168,11 +182,11 @@ def _inspect_hub(folder: Path, head: str | None) -> list[tuple[str, str]]:
   match, files = opened.match, opened.files
   shapes = hub.param_shapes(opened.model)
   return [
-    ("kind", "Hub folder"),
+    ("kind", "GGUF file" if is_gguf(folder) else "Hub folder"),
     *_describe(opened.family, opened.config, opened.head, opened.num_labels, opened.label_names, shapes),
     ("dtype", ", ".join(sorted({info.dtype for info in match.sources}))),
     ("files", "\n".join(f"{path.name} {_megabytes(path.stat().st_size)}" for path in files.paths)),
-    ("other files", ", ".join(sorted(path.name for path in folder.iterdir() if path not in files.paths))),
+    ("other files", ", ".join(sorted(path.name for path in beside(folder).iterdir() if path not in files.paths))),
     ("would map", f"{len(match.sources)} of {len(files.tensors)} tensors"),
     ("newly initialised", "\n".join(match.missing) or "nothing"),
     ("unused", "\n".join(match.unused) or "nothing"),

@@ -166,9 +166,9 @@ def match(
     if name in taken:
       continue
     if name in tied and tied[name] in found:
-      always = any(_matches(copy, name, strip) for copy in (*table.copies, *table.untied_copies))
+      always = any(matches(copy, name, strip) for copy in (*table.copies, *table.untied_copies))
       problems += _compare(files, info, found[tied[name]], always)
-    elif name in tied or any(_matches(row.theirs, name, strip) for row in idle_rows):
+    elif name in tied or any(matches(row.theirs, name, strip) for row in idle_rows):
       unused.append(info.name)
     else:
       problems.append(f"  + {info.name} {list(info.shape)}")
@@ -214,7 +214,7 @@ def read(match: Match, files: WeightFiles, config, shapes: Mapping[str, tuple[in
 
 
 def _is_constant(table: Table, name: str) -> bool:
-  return any(_matches(constant, name, strip) for constant in table.constants for strip in ("", table.prefix))
+  return any(matches(constant, name, strip) for constant in table.constants for strip in ("", table.prefix))
 
 
 def _check_constant(table: Table, files: WeightFiles, info: TensorInfo, name: str, config) -> list[str]:
@@ -271,7 +271,8 @@ def _compare(files: WeightFiles, copy: TensorInfo, original: TensorInfo, always:
   ]
 
 
-def _matches(theirs: str, name: str, strip: str) -> bool:
+def matches(theirs: str, name: str, strip: str) -> bool:
+  """Whether a tensor's name is that of a row, `{i}` being any layer, whose prefix `strip` the files leave out."""
   pattern = re.escape(theirs.removeprefix(strip)).replace(r"\{i\}", r"\d+")
   return re.fullmatch(pattern, name) is not None
 

@@ -9,7 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from convert_torch import engine, io
+from convert_torch import engine, io, parts
+from convert_torch.sources import open_source
 from convert_torch.weights import table
 from fsb_jax import checkpoints, models
 from fsb_jax.errors import UserError
@@ -72,7 +73,8 @@ def load_hub_folder(
   """Reads a folder that `transformers` wrote.
 
   Args:
-    folder: holds config.json and weights (safetensors, or PyTorch pickles of tensors alone; one file or shards).
+    folder: holds config.json and weights (safetensors, or PyTorch pickles of tensors alone; one file or shards); or
+      part_0, part_1, ... of those, see `parts.py`; or a GGUF file of a LLaMA, whatever lies beside it.
     head: "base", "masked_lm", ...; by default the first of the config's `architectures`.
     num_labels: classes of the head; by default the config's.
     run: dtypes, scan layout and vocabulary padding; `params` are in `run.param_dtype`.
@@ -137,10 +139,11 @@ def open_hub_folder(
 ) -> OpenedHub:
   """The first half of `load_hub_folder`: everything but reading the weights; misfits are listed, not raised."""
   folder = Path(folder)
-  hf_config = io.read_config(folder)
+  hf_config, open_weights = open_source(folder)
   family = models.family_of_hub_config(hf_config)
   config = dataclasses.replace(family.config_from_hf(hf_config), run=run or models.Run())
-  weights, files = table(family.name), io.WeightFiles(folder)
+  weights = table(family.name)
+  files = open_weights(weights)
   if weights.keeps_apart and config.tie_embeddings and engine.ties_what_differs(weights, files):
     config = dataclasses.replace(config, tie_embeddings=False)
     hf_config = {**hf_config, **family.config_to_hf(config)}
@@ -182,6 +185,7 @@ def save_hub_folder(
   tokenizer_from: Path | str | None = None,
   dtype: str = "float32",
   max_shard_bytes: int = 5 * 10**9,
+  tensor_parallel: int | None = None,
 ) -> None:
   """Writes a folder that `transformers` loads as its own: the tensors its class saves, and nothing else.
 
@@ -197,9 +201,11 @@ def save_hub_folder(
     tokenizer_from: a folder whose tokenizer files are copied as they are.
     dtype: of the file's tensors: "float32", "float16" or "bfloat16" (or "float64").
     max_shard_bytes: size above which the weights are split.
+    tensor_parallel: how many parts to cut the tensors into, see `parts.py`; None for whole ones.
 
   Raises:
-    UserError: the folder is not empty, the parameters are not this model's, or a value does not fit `dtype`.
+    UserError: the folder is not empty, the parameters are not this model's, they cannot be cut into as many parts, or
+      a value does not fit `dtype`.
   """
   if dtype not in engine.FLOATS:
     raise UserError(f"unknown dtype {dtype!r}; known: {', '.join(engine.FLOATS)}")
@@ -207,8 +213,10 @@ def save_hub_folder(
   chosen = models.family(family)
   model = models.build(family, config, head, num_labels)
   flat = models.flatten(params)
-  _require_shapes({path: tuple(x.shape) for path, x in flat.items()}, param_shapes(model), f"{family} with head {head}")
-  tensors = engine.save(table(family), flat, config, prefixed=head != "base")
+  shapes, weights, prefixed = param_shapes(model), table(family), head != "base"
+  _require_shapes({path: tuple(x.shape) for path, x in flat.items()}, shapes, f"{family} with head {head}")
+  if tensor_parallel is not None:
+    parts.require_divisible(weights, config, engine.slots(weights, config, shapes, prefixed), tensor_parallel)
   if _FIXED_LABELS.get(head, num_labels) != num_labels:
     num_labels, label_names = _FIXED_LABELS[head], None
   new_config = {
@@ -222,8 +230,18 @@ def save_hub_folder(
   }
   if "torch_dtype" in hf_config:
     new_config["torch_dtype"] = dtype
-  cast = ((name, _cast(name, array, dtype)) for name, array in tensors)
-  io.write_folder(folder, cast, new_config, tokenizer_from, max_shard_bytes)
+
+  def cast(part: int, count: int):
+    # Cut before it is cast, so that no more than one part's tensor is copied.
+    tensors = engine.save(weights, flat, config, prefixed=prefixed)
+    for name, array in parts.piece(weights, tensors, part, count):
+      yield name, _cast(name, array, dtype)
+
+  if tensor_parallel is None:
+    io.write_folder(folder, cast(0, 1), new_config, tokenizer_from, max_shard_bytes)
+  else:
+    every = (cast(part, tensor_parallel) for part in range(tensor_parallel))
+    io.write_parts(folder, every, new_config, tokenizer_from, max_shard_bytes)
 
 
 def param_shapes(model) -> dict[str, tuple[int, ...]]:

@@ -194,6 +194,24 @@ def write_folder(
     checkpoints.copy_tokenizer(tokenizer_from, inside)
 
 
+def write_parts(
+  folder: Path | str,
+  parts: Iterable[Iterable[tuple[str, np.ndarray]]],
+  config: dict,
+  tokenizer_from: Path | str | None = None,
+  max_shard_bytes: int = 5 * 10**9,
+) -> None:
+  """Writes `folder/part_0`, `part_1`, ..., a Hub folder for each of `parts`; see `write_folder` for the rest.
+
+  config.json and the tokenizer's files are in the folder itself, and config.json in every part, too.
+  """
+  with checkpoints.new_folder(folder) as inside:
+    for i, tensors in enumerate(parts):
+      write_folder(inside / f"part_{i}", tensors, config, None, max_shard_bytes)
+    _write_json(inside / "config.json", config)
+    checkpoints.copy_tokenizer(tokenizer_from, inside)
+
+
 def _write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int) -> None:
   from safetensors.numpy import save_file
 

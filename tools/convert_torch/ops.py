@@ -93,3 +93,17 @@ def fused(op: Op, part: int, parts: int, axis: int = 0) -> Op:
     axis,
     lambda pieces, config: np.concatenate(pieces, axis),
   )
+
+
+def fused_by_head(op: Op, part: int, parts: int) -> Op:
+  """`op` on one of `parts` that take turns along the first axis of their tensor, head by head, [h*parts*d, ...]."""
+
+  def load(x, config):
+    heads = x.reshape(config.num_heads, parts, -1, *x.shape[1:])
+    return op.load(heads[:, part].reshape(-1, *x.shape[1:]), config)
+
+  def join(pieces, config):
+    heads = [piece.reshape(config.num_heads, -1, *piece.shape[1:]) for piece in pieces]
+    return np.stack(heads, axis=1).reshape(-1, *pieces[0].shape[1:])
+
+  return Op(load, op.save, part, parts, join=join)

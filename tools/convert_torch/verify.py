@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from convert_torch import engine, hub, io
+from convert_torch import engine, hub, io, parts, sources
 from convert_torch.weights import table
 from fsb_jax import checkpoints, models
 from fsb_jax.errors import UserError
@@ -50,6 +50,8 @@ def verify(
   """
   hub_folder = Path(hub_folder)
   _torch()
+  if sources.is_gguf(hub_folder) or parts.part_folders(hub_folder):
+    raise UserError(f"{hub_folder} is nothing that transformers loads; verify the Hub folder that it was made from")
 
   hashes = io.WeightFiles(hub_folder).sha256()  # first: it says in one sentence what is wrong with a folder
   ours = ours or hub.load_hub_folder(hub_folder)

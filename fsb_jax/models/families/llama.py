@@ -17,7 +17,7 @@ from fsb_jax.models.layers import NormSpec
 from fsb_jax.models.registry import Family
 from fsb_jax.models.scaled_rotary import DynamicScaling, LinearScaling, Llama3Scaling, ScaledRotary, YarnScaling
 
-_FORM = dict(mask_kind="causal", norm_placement="pre", embedding_norm=False, final_norm=True)
+FORM = dict(mask_kind="causal", norm_placement="pre", embedding_norm=False, final_norm=True)
 # What else a scaling is said by -> our field.
 _YARN = {"beta_fast": "fast", "beta_slow": "slow", "attention_factor": "magnitude", "truncate": "truncate"}
 _LLAMA3 = {"low_freq_factor": "low", "high_freq_factor": "high"}
@@ -32,7 +32,7 @@ def config_from_hf(hf: Mapping) -> TransformerConfig:
   width, heads = hf["hidden_size"], hf["num_attention_heads"]
   kv_heads, head_dim = hf.get("num_key_value_heads") or heads, hf.get("head_dim") or width // heads
   return TransformerConfig(
-    **_FORM,
+    **FORM,
     vocab_size=hf["vocab_size"],
     embed_dim=width,
     num_layers=hf["num_hidden_layers"],
@@ -127,7 +127,7 @@ def _size(
 ) -> TransformerConfig:
   changes = {"positions": ScaledRotary(length=length), "norm": NormSpec(kind="rms", epsilon=1e-6), **changes}
   return TransformerConfig(
-    **_FORM, vocab_size=vocab_size, embed_dim=width, num_layers=layers, num_heads=heads, mlp_dim=mlp_dim,
+    **FORM, vocab_size=vocab_size, embed_dim=width, num_layers=layers, num_heads=heads, mlp_dim=mlp_dim,
     attention_bias=False, mlp_bias=False, activations=("silu", "linear"), tie_embeddings=False, pad_token_id=None,
     dropout=Dropout(hidden=0.0, attention=0.0), **changes,
   )  # fmt: skip
@@ -159,4 +159,6 @@ FAMILY = Family(
     "sequence_classification": LastTokenClassification,
   },
   model=DecoderModel,
+  # The original's own layout has a family of its own.
+  reads=lambda hf: "rms_norm_epsilon" not in hf,
 )

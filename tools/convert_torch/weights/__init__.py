@@ -49,6 +49,7 @@ class Table:
     untied_copies: the same of those that version 5 of transformers ties only where `config.tie_embeddings`; elsewhere
       they are written.
     keeps_apart: transformers ties embeddings whatever config.json says, unless the files hold two that differ.
+    parallel_axes: names of the tensors that are cut where several devices share a model -> the axis, see `parts.py`.
     in_transformers: transformers has this family's classes.
     float64_in_transformers: they run in float64.
   """
@@ -62,6 +63,7 @@ class Table:
   copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
   untied_copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
   keeps_apart: bool = False
+  parallel_axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
   in_transformers: bool = True
   float64_in_transformers: bool = True
 

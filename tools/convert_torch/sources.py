@@ -1,0 +1,32 @@
+"""What weights can be read from: a Hub folder, one of tensor-parallel parts, or a GGUF file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from convert_torch import io
+from convert_torch.gguf_file import GgufFile
+from convert_torch.parts import PartFiles, part_folders
+from convert_torch.weights import Table
+
+
+def is_gguf(path: Path) -> bool:
+  """Whether a path is a GGUF file, by its name."""
+  return path.suffix.lower() == ".gguf" and path.is_file()
+
+
+def beside(path: Path | str) -> Path:
+  """The folder whose other files belong to a source."""
+  path = Path(path)
+  return path.parent if is_gguf(path) else path
+
+
+def open_source(path: Path) -> tuple[dict, Callable[[Table], io.WeightFiles | PartFiles | GgufFile]]:
+  """What config.json says or would say, and what opens the weights, given their family's table."""
+  if is_gguf(path):
+    file = GgufFile(path)
+    return file.config, lambda table: file
+  if not part_folders(path):
+    return io.read_config(path), lambda table: io.WeightFiles(path)
+  # It is in every part, and need not be beside them.
+  config = path if (path / "config.json").is_file() else path / "part_0"
+  return io.read_config(config), lambda table: PartFiles(path, table)
