@@ -10,16 +10,18 @@ from fsb_jax.errors import UserError
 from fsb_jax.version import __version__
 
 if TYPE_CHECKING:
+  from fsb_jax.generation import generate
   from fsb_jax.pipelines import pipeline
   from fsb_jax.pretrained import Loaded, from_pretrained
 
 _LAZY = {
   "Loaded": "fsb_jax.pretrained",
   "from_pretrained": "fsb_jax.pretrained",
+  "generate": "fsb_jax.generation",
   "pipeline": "fsb_jax.pipelines",
 }
 
-__all__ = ["Loaded", "UserError", "__version__", "from_pretrained", "pipeline"]
+__all__ = ["Loaded", "UserError", "__version__", "from_pretrained", "generate", "pipeline"]
 
 
 def __getattr__(name: str):

@@ -128,6 +128,51 @@ def predict(
 
 
 @app.command()
+def generate(
+  model: Annotated[str, typer.Option(help="A converted folder, a Hub folder or id, or a GGUF file.")],
+  prompt: Annotated[list[str] | None, typer.Option(help="A text to go on from, or to read; repeatable.")] = None,
+  chat: Annotated[bool, typer.Option("--chat", help="The prompt is the user's message of a conversation.")] = False,
+  system: Annotated[str | None, typer.Option(help="The system's message before it.")] = None,
+  template: Annotated[str | None, typer.Option(help="Of the conversation; the tokenizer's own if not given.")] = None,
+  draft: Annotated[str | None, typer.Option(help="A smaller model that proposes tokens.")] = None,
+  max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to write.")] = None,
+  sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")] = False,
+  option: Annotated[
+    list[str] | None, typer.Option(help="Any other, as NAME=VALUE: num_beams=4, temperature=0.7, top_p=0.9, ...")
+  ] = None,
+  stream: Annotated[bool, typer.Option(help="Show the text while it is written.")] = True,
+) -> None:
+  """Write texts with a decoder or an encoder-decoder.
+
+  Example: fsb generate --model IDEA-CCNL/Ziya-LLaMA-13B-v1 --chat --template ziya --prompt 帮我写一份去西安的旅游计划
+  """
+  _quiet()
+  _cache_compilations()
+  from fsb_jax.pipelines.text_generation import write_to_terminal
+
+  options = dict(map(_named_value, option or []))
+  options |= {"max_new_tokens": max_new_tokens} if max_new_tokens is not None else {}
+  options |= {"do_sample": True} if sample else {}
+  write_to_terminal(
+    model, prompt or [], template=template, conversation=chat, system=system, stream=stream, draft=draft,
+    options=options,
+  )  # fmt: skip
+
+
+def _named_value(text: str) -> tuple[str, Any]:
+  """NAME=VALUE, where the value is a number, a list, True or a word."""
+  import ast
+
+  name, equals, value = text.partition("=")
+  if not equals:
+    raise UserError(f"--option {text} must be NAME=VALUE, such as num_beams=4")
+  try:
+    return name, ast.literal_eval(value)
+  except (ValueError, SyntaxError):
+    return name, value
+
+
+@app.command()
 def tasks(name: Annotated[str | None, typer.Argument(help="A task; all of them if not given.")] = None) -> None:
   """List the tasks, or describe one.
 

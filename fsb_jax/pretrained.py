@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from fsb_jax.errors import UserError
 from fsb_jax.partitioning import Partitioner
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# What config.json says of generation where there is no generation_config.json.
+_GENERATION_FIELDS = (
+  "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "max_length",
+  "min_length", "do_sample", "num_beams", "temperature", "top_k", "top_p", "repetition_penalty", "length_penalty",
+  "no_repeat_ngram_size", "bad_words_ids", "early_stopping",
+)  # fmt: skip
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
@@ -27,7 +34,8 @@ class Loaded:
     params: nested dict of arrays, unboxed.
     config: its `TransformerConfig`.
     tokenizer: a fast `transformers` tokenizer, None where the folder has none.
-    generation_config: the folder's `generation_config.json` as a dict, None where it has none.
+    generation_config: the folder's `generation_config.json` as a dict; where it has none, what its config.json says of
+      generation, as old folders do, or None.
     metadata: family, head, labels, source.
     hf_config: the Hub's `config.json` as a dict.
     folder: where everything was read from.
@@ -109,13 +117,12 @@ def from_pretrained(
     params = jax.tree.map(jax.device_put, params, partitioner.shardings(boxed))
   else:
     params = jax.tree.map(jnp.asarray, params)
-  generation = folder / "generation_config.json"
   return Loaded(
     model=model,
     params=params,
     config=config,
     tokenizer=_tokenizer(folder) if load_tokenizer else None,
-    generation_config=json.loads(generation.read_text("utf-8")) if generation.is_file() else None,
+    generation_config=_generation_config(folder, hf_config),
     metadata=metadata,
     hf_config=hf_config,
     folder=folder,
@@ -170,6 +177,18 @@ def require_readable(tokenizer: Any, config: models.TransformerConfig) -> None:
       f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary only {config.vocab_size}: they do not "
       "belong together"
     )
+
+
+def _generation_config(folder: Path, hf_config: Mapping[str, Any]) -> dict | None:
+  said = {name: hf_config[name] for name in _GENERATION_FIELDS if hf_config.get(name) is not None}
+  path = checkpoints.home(folder) / "generation_config.json"
+  if not path.is_file():
+    return said or None
+  ids = {name: value for name, value in said.items() if name.endswith("_id")}
+  try:
+    return {**ids, **json.loads(path.read_text("utf-8"))}
+  except (ValueError, TypeError) as error:
+    raise UserError(f"{path} is no JSON object: {error}") from error
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -9,11 +9,11 @@ from typing import Any
 
 from fsb_jax.errors import UserError
 
-_PIPELINES = {"text_classification": "TextClassification"}
+_PIPELINES = {"text_classification": "TextClassification", "text_generation": "TextGeneration"}
 
 
 def pipeline(task: str, model: str | Path, **options: Any):
-  """A callable that answers for `task` ("text_classification") with a model.
+  """A callable that answers for `task` ("text_classification", "text_generation") with a model.
 
   Args:
     task: name of the pipeline.
