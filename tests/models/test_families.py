@@ -7,7 +7,7 @@ import jax
 import pytest
 import torch
 from convert_torch.hub import param_shapes
-from tiny_hub import FAMILIES, HEADS, LM, ORIGINALS, torch_class
+from tiny_hub import DECODERS, ENCODER_DECODERS, FAMILIES, HEADS, LM, ORIGINALS, torch_class
 
 from fsb_jax import models
 from fsb_jax.errors import UserError
@@ -17,8 +17,18 @@ from fsb_jax.models.layers import ACTIVATIONS, NormSpec
 SIZES = [(name, size) for name, family in models.all_families().items() for size in family.sizes]
 SHAPE = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
 # What a config must say beside it, where transformers' default is something that we lack.
+_BART = dict(
+  d_model=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=48, decoder_layers=3,
+  decoder_attention_heads=2, decoder_ffn_dim=40,
+)  # fmt: skip
+_T5 = dict(d_model=32, num_layers=2, num_heads=4, d_ff=48, d_kv=6, num_decoder_layers=3)
 ALSO = {
+  "bart": _BART,
   "deberta_v2": dict(relative_attention=True),
+  "gpt2": dict(n_embd=32, n_layer=2, n_head=4, n_inner=48),
+  "mt5": _T5,
+  "pegasus": _BART,
+  "t5": _T5,
   "xlnet": dict(d_model=32, n_layer=2, n_head=4, d_inner=48),
   "zen1": dict(word_size=40, num_hidden_word_layers=1),
   "zen2": dict(word_size=40, num_hidden_word_layers=1),
@@ -50,11 +60,11 @@ def test_every_size_runs_in_its_longest_sequence(family, size):
   model = models.build(family, config)
   length = getattr(config.positions, "usable_length", 512)
   ids = jax.ShapeDtypeStruct((2, length), "int32")
-  out = jax.eval_shape(model.apply, {"params": models.abstract_params(model)}, ids)
+  written = {"decoder_input_ids": ids} if family in ENCODER_DECODERS else {}
+  out = jax.eval_shape(model.apply, {"params": models.abstract_params(model)}, ids, **written)
   assert out.last_hidden_state.shape == (2, length, config.embed_dim)
-  assert (out.pooler_output.shape if config.base_pooler else out.pooler_output) == (
-    (2, config.embed_dim) if config.base_pooler else None
-  )
+  pools = config.base_pooler and family not in DECODERS + ENCODER_DECODERS
+  assert (out.pooler_output.shape if pools else out.pooler_output) == ((2, config.embed_dim) if pools else None)
 
 
 def test_published_sizes():
@@ -84,8 +94,31 @@ def test_published_sizes():
     ("zhouwenwang", "unified_110m"): 0.102e9,
     ("zhouwenwang", "unified_1_3b"): 1.26e9,
   }
-  for (family, size), expected in published.items():
-    shapes = param_shapes(models.build(family, models.sized(family, size)))
+  # Of models that write with the vocabulary's kernel.
+  writes = {
+    # Radford et al. 2019's small one with the corrected count, which the name rounds down; the model card's 3.5B has
+    # 3.56.
+    ("gpt2", "wenzhong_110m"): 0.124e9,
+    ("gpt2", "wenzhong_3_5b"): 3.56e9,
+    # Touvron et al. 2023, 2307.09288; of the Hub's model cards Ziya, Randeng-T5, -BART and -Pegasus.
+    ("llama", "ziya_13b"): 13.1e9,
+    ("llama", "chinese_llama_7b"): 6.89e9,
+    ("llama", "chinese_alpaca_13b"): 13.2e9,
+    ("llama", "chinese_alpaca_2_1_3b"): 1.26e9,
+    ("llama", "chinese_alpaca_2_7b"): 6.93e9,
+    ("llama", "llama_3_chinese_8b"): 8.03e9,
+    ("t5", "base"): 0.223e9,
+    ("mt5", "randeng_77m"): 0.077e9,
+    ("mt5", "randeng_784m"): 0.784e9,
+    ("bart", "base"): 0.139e9,
+    ("bart", "randeng_139m"): 0.139e9,
+    ("bart", "randeng_759m"): 0.759e9,
+    ("pegasus", "randeng_238m"): 0.238e9,
+    ("pegasus", "randeng_523m"): 0.523e9,
+  }
+  for (family, size), expected in {**published, **writes}.items():
+    head = LM[family] if (family, size) in writes else "base"
+    shapes = param_shapes(models.build(family, models.sized(family, size), head))
     # To the digits that are published.
     allowed = 0.03 if expected < 0.05e9 else 0.01
     assert sum(math.prod(shape) for shape in shapes.values()) == pytest.approx(expected, rel=allowed)
