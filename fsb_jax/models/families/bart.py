@@ -58,7 +58,7 @@ FAMILY = Family(
   config_to_hf=config_to_hf,
   sizes={
     "tiny": _size(2, 128, 2, 21128),
-    "base": _size(6, 768, 12, 50265, pad=1, start=2, end=2),
+    "bart_base": _size(6, 768, 12, 50265, pad=1, start=2, end=2),
     "randeng_139m": _size(6, 768, 12, 50000),
     "randeng_759m": _size(24, 1024, 16, 50000),
   },
