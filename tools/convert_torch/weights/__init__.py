@@ -50,7 +50,7 @@ class Table:
       they are written.
     keeps_apart: transformers ties embeddings whatever config.json says, unless the files hold two that differ.
     in_transformers: transformers has this family's classes.
-    float64_in_transformers: they run in float64.
+    float64_in_transformers: they run in float64, and compute in it.
   """
 
   prefix: str
