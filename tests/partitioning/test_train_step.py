@@ -1,6 +1,7 @@
 """One train step on eight forced host devices equals one device, and the state is really split."""
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -8,8 +9,10 @@ import jax
 import numpy as np
 import optax
 import pytest
+from tiny_hub import LM, QUICK
 
 from fsb_jax import models
+from fsb_jax.models.cache import new_cache
 from fsb_jax.partitioning import Partitioner, make_mesh
 from fsb_jax.training.levers import Levers
 from fsb_jax.training.losses import OBJECTIVES
@@ -33,10 +36,16 @@ def config_for(partitioner, family="bert", **run):
   # Two tokens on either side: more blocks than one.
   window = None if tiny.window is None else dataclasses.replace(tiny.window, reach=(2, 2))
   # 101 words: no mesh divides them, so the table is padded.
+  decoder = tiny.decoder and dataclasses.replace(tiny.decoder, num_layers=3, num_heads=8, mlp_dim=64)
+  # As many heads as the largest mesh has parts; LLaMA's of keys and values are fewer than the queries'.
+  kv_heads = {"num_heads": 16, "num_kv_heads": 8} if family == "llama" else {}
   return dataclasses.replace(
-    tiny, window=window, vocab_size=101, embed_dim=64, num_heads=8, mlp_dim=128, num_layers=2, initializer_range=0.3,
-    dropout=models.Dropout(hidden=0.1, attention=0.1),
-  )
+    tiny, **{
+      "window": window, "vocab_size": 101, "embed_dim": 64, "num_heads": 8, "mlp_dim": 128, "num_layers": 2,
+      "initializer_range": 0.3, "dropout": models.Dropout(hidden=0.1, attention=0.1), "decoder": decoder,
+      "head_size": tiny.head_size and 8, **kv_heads,
+    },
+  )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +60,7 @@ def batch():
     "labels": np.where(random.random((16, 16)) < 0.3, ids, -100).astype(np.int32),
     "next_sentence_label": random.integers(0, 2, 16).astype(np.int32),
     "weights": np.array([1] * 15 + [0], np.float32),
+    "decoder_input_ids": random.integers(0, 101, (16, 16)).astype(np.int32),
     "input_ngram_ids": random.integers(0, 99, (16, 16)).astype(np.int32),
     "ngram_position_matrix": (random.random((16, 16, 16)) < 0.2).astype(np.float32),
     "ngram_token_type_ids": random.integers(0, 2, (16, 16)).astype(np.int32),
@@ -184,7 +194,7 @@ def test_levers_equal_one_device(batch):
 @pytest.mark.slow
 def test_every_family_equals_one_device(family, mesh, batch):
   partitioner = Partitioner(mesh)
-  options = {"family": family, "head": "masked_lm" if "masked_lm" in models.family(family).heads else "lm"}
+  options = {"family": family, "head": LM[family]}
   config = config_for(partitioner, family)
   if config.window is not None:
     batch = {**batch, "global_attention_mask": (batch["input_ids"] % 5 == 0).astype(np.int32)}
@@ -305,3 +315,49 @@ def test_heads_that_score_spans_equal_one_device(head):
     slopes = [jax.tree.leaves(cut(gradients(state), params)) for state in (got, want)]
   for ours, expected in zip(*slopes, strict=True):
     np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-9 * float(want_metrics["gradient_norm"]))
+
+
+def logits_of(partitioner, family, params):
+  """Logits of a prompt of four tokens and of two more, one by one; and the parameters, drawn if there are none."""
+  config = config_for(partitioner, family, scan_layers=False)
+  model = models.build(family, config, LM[family])
+  if params is None:
+    params = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), models.dummy_ids(model))["params"]
+    params = jax.tree.map(np.asarray, nn.meta.unbox(params))
+  boxed = models.abstract_params(model)
+  padded = jax.tree.map(
+    lambda box, x: np.pad(x, [(0, want - have) for want, have in zip(box.value.shape, x.shape)]),
+    boxed, params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+  )  # fmt: skip
+  placed = jax.tree.map(jax.device_put, padded, partitioner.shardings(boxed))
+  random = np.random.default_rng(0)
+  read, written = (random.integers(1, 101, (8, length)) for length in (5, 6))
+  mask = (np.arange(5) < random.integers(1, 6, (8, 1))).astype(np.int32)
+  fixed = {}
+  if config.decoder is not None:
+    encode = partitioner.jit(functools.partial(model.apply, method="encode"), compiler_options=QUICK)
+    fixed = {"encoder_outputs": encode({"params": placed}, read, mask), "attention_mask": mask}
+  name = "input_ids" if config.decoder is None else "decoder_input_ids"
+  step = partitioner.jit(
+    lambda params, inputs: model.apply({"params": params}, **inputs), compiler_options=QUICK
+  )
+  cache, start, logits = new_cache(config.decoder_config, 8, 6), 0, []
+  for size in (4, 1, 1):
+    out = step(placed, {name: written[:, start : start + size], **fixed, "cache": cache})
+    cache, start = out.cache, start + size
+    logits.append(np.asarray(out.logits)[..., :101])
+  return np.concatenate(logits, axis=1), params, placed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 8}], ids=str)
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5", "bart"])
+def test_writing_with_a_cache_equals_one_device(family, mesh):
+  with jax.enable_x64(True):
+    alone, params, _ = logits_of(Partitioner(make_mesh(devices=jax.devices()[:1])), family, None)
+    split, _, placed = logits_of(Partitioner(mesh), family, params)
+  assert np.abs(alone).max() > 0.5 and alone.dtype == np.float64
+  np.testing.assert_allclose(split, alone, atol=1e-9, rtol=1e-9)
+  # The kernels lie in parts.
+  layer = placed["decoder"]["layers_0"]["attention"]["query"]["kernel"]
+  assert layer.addressable_shards[0].data.size < layer.size

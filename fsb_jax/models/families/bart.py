@@ -13,6 +13,10 @@ from fsb_jax.models.heads import EndTokenClassification, LanguageModel
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
 
+_REQUIRED = {
+  "normalize_before": False, "normalize_embedding": True, "add_final_layer_norm": False,
+  "static_position_embeddings": False,
+}  # fmt: skip
 # The first rows of its table are not used.
 _FIRST = 2
 
@@ -23,7 +27,7 @@ def _positions(length: int) -> LearnedPositions:
 
 def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
-  fields = shared_fields(hf, _positions(hf.get("max_position_embeddings", 1024)), start=2, end=2)
+  fields = shared_fields(hf, _positions(hf.get("max_position_embeddings", 1024)), _REQUIRED, start=2, end=2)
   return TransformerConfig(**fields, pad_token_id=hf.get("pad_token_id", 1))
 
 
@@ -54,7 +58,7 @@ FAMILY = Family(
   config_to_hf=config_to_hf,
   sizes={
     "tiny": _size(2, 128, 2, 21128),
-    "base": _size(6, 768, 12, 50265, pad=1, start=2, end=2),
+    "bart_base": _size(6, 768, 12, 50265, pad=1, start=2, end=2),
     "randeng_139m": _size(6, 768, 12, 50000),
     "randeng_759m": _size(24, 1024, 16, 50000),
   },

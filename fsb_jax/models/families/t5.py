@@ -18,8 +18,8 @@ FAMILY = Family(
   config_to_hf=config_to_hf,
   sizes={
     "tiny": size(2, 128, 2, 256, 32128, gated=False, tied=True, scaled=True),
-    "small": size(6, 512, 8, 2048, 32128, gated=False, tied=True, scaled=True),
-    "base": size(12, 768, 12, 3072, 32128, gated=False, tied=True, scaled=True),
+    "t5_small": size(6, 512, 8, 2048, 32128, gated=False, tied=True, scaled=True),
+    "t5_base": size(12, 768, 12, 3072, 32128, gated=False, tied=True, scaled=True),
   },
   heads={"conditional_generation": functools.partial(LanguageModel, bias="none")},
   model=EncoderDecoderModel,

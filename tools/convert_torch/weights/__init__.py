@@ -51,7 +51,7 @@ class Table:
     keeps_apart: transformers ties embeddings whatever config.json says, unless the files hold two that differ.
     parallel_axes: names of the tensors that are cut where several devices share a model -> the axis, see `parts.py`.
     in_transformers: transformers has this family's classes.
-    float64_in_transformers: they run in float64.
+    float64_in_transformers: they run in float64, and compute in it.
   """
 
   prefix: str

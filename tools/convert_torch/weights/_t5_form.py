@@ -49,4 +49,6 @@ TABLE = Table(
   ignore=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
   copies={"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"},
   keeps_apart=True,
+  # Its norms are float32, whatever the model is.
+  float64_in_transformers=False,
 )

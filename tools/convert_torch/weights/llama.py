@@ -32,4 +32,6 @@ TABLE = Table(
   ),
   # Angles that old versions saved.
   ignore=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"(model\.)?rotary_emb\.inv_freq"),
+  # Its norms and angles are float32, whatever the model is.
+  float64_in_transformers=False,
 )
