@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Callable, Mapping
 
@@ -116,9 +117,10 @@ def family_of_hub_config(hf: Mapping) -> Family:
   """The family of a Hub config."""
   model_type = hf.get("model_type")
   # What the original says of its own classes comes first: transformers' field may be empty beside it.
-  for named in (hf.get("fengshen_model_type"), model_type):
+  # Capitals tell only the original's T5 from T5.
+  for named, form in itertools.product((hf.get("fengshen_model_type"), model_type), (str, str.lower)):
     for candidate in all_families().values():
-      if named and candidate.model_type == named.removeprefix("fengshen-") and candidate.reads(hf):
+      if named and form(candidate.model_type) == form(named.removeprefix("fengshen-")) and candidate.reads(hf):
         return candidate
   known = ", ".join(sorted({f.model_type for f in all_families().values()}))
   raise UserError(f"config.json says model_type {model_type!r}, which fsb_jax does not know; known: {known}")
