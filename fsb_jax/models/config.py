@@ -97,7 +97,7 @@ class DecoderSpec:
     num_layers: see `TransformerConfig`, as the next three.
     num_heads: as above.
     mlp_dim: as above.
-    positions: as above.
+    positions: as above; None for the encoder's, of which one table serves both.
     sublayers: as above; "cross_attention" sees what the encoder made.
     final_norm: as above; None for the encoder's.
     start_token_id: id that a text begins with.
@@ -106,7 +106,7 @@ class DecoderSpec:
   num_layers: int
   num_heads: int
   mlp_dim: int
-  positions: Any
+  positions: Any = None
   sublayers: tuple[str, ...] = ("attention", "cross_attention", "mlp")
   final_norm: bool | None = None
   start_token_id: int = 0
@@ -218,8 +218,9 @@ class TransformerConfig:
     if spec is None:
       return self
     return dataclasses.replace(
-      self, num_layers=spec.num_layers, num_heads=spec.num_heads, mlp_dim=spec.mlp_dim, positions=spec.positions,
-      sublayers=spec.sublayers, final_norm=self.final_norm if spec.final_norm is None else spec.final_norm,
+      self, num_layers=spec.num_layers, num_heads=spec.num_heads, mlp_dim=spec.mlp_dim,
+      positions=self.positions if spec.positions is None else spec.positions, sublayers=spec.sublayers,
+      final_norm=self.final_norm if spec.final_norm is None else spec.final_norm,
       mask_kind="causal", decoder=None,
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ class EncoderDecoderModel(nn.Module):
 
   Attributes:
     config: a `TransformerConfig` with a `decoder`.
-    head: an unbound head module on the decoder, or None.
+    head: an unbound head module on the decoder, or on the encoder (`of_encoder`), or None.
   """
 
   config: Any
@@ -27,6 +27,8 @@ class EncoderDecoderModel(nn.Module):
   def setup(self):
     """Declares the parts that `encode` and `__call__` share."""
     self.token_embed = token_table(self.config)
+    shared = self.config.decoder.positions is None
+    self.position_embed = self.config.positions.table(self.config) if shared else None
     self.encoder = EmbeddedStack(self.config)
     self.decoder = EmbeddedStack(self.config.decoder_config)
 
@@ -40,7 +42,7 @@ class EncoderDecoderModel(nn.Module):
   ) -> BaseOutput:
     """Reads a batch; the arguments are those of `__call__`."""
     hidden, beside = self.encoder(
-      self.token_embed(input_ids), attention_mask,
+      self.token_embed(input_ids), attention_mask, position_table=self.position_embed,
       deterministic=deterministic, output_hidden_states=output_hidden_states, output_attentions=output_attentions,
     )  # fmt: skip
     return BaseOutput(last_hidden_state=hidden, hidden_states=beside.hidden_states, attentions=beside.attentions)
@@ -81,6 +83,8 @@ class EncoderDecoderModel(nn.Module):
     )
     if encoder_outputs is None:
       encoder_outputs = self.encode(input_ids, attention_mask, **asked)
+    if self.head is not None and self.head.of_encoder:
+      return with_head(self.head, encoder_outputs, self.token_embed.attend, deterministic, None, head_inputs)
     if decoder_input_ids is None and self.is_initializing():
       decoder_input_ids = input_ids
     if decoder_input_ids is None:
@@ -89,7 +93,7 @@ class EncoderDecoderModel(nn.Module):
       )
     hidden, beside = self.decoder(
       self.token_embed(decoder_input_ids), decoder_attention_mask, None, cache,
-      encoded=encoder_outputs.last_hidden_state,
+      encoded=encoder_outputs.last_hidden_state, position_table=self.position_embed,
       encoded_mask=mask_from_attention_mask(attention_mask, self.config.mask_fill), **asked,
     )  # fmt: skip
     decoded = BaseOutput(last_hidden_state=hidden)

@@ -76,6 +76,7 @@ _CLASS_SUFFIX = {
   "replaced_tokens": "ForPreTraining",
   "causal_lm": "ForCausalLM",
   "conditional_generation": "ForConditionalGeneration",
+  "encoder": "EncoderModel",
   "lm": "LMHeadModel",
   "next_sentence": "ForNextSentencePrediction",
   "sequence_classification": "ForSequenceClassification",

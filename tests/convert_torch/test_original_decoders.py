@@ -7,16 +7,25 @@ import numpy as np
 import pytest
 from convert_torch import load_hub_folder
 from convert_torch.weights import table
-from test_goldens import ALL
+from test_goldens import ALL, HERE
 from test_originals import arrays_of, check, check_export
 from tiny_hub import assert_close, tensors_of
 from torch_reference import QUICK
 
 from fsb_jax import models
+from fsb_jax.errors import UserError
 from fsb_jax.models.cache import new_cache
 from fsb_jax.training.losses import OBJECTIVES
 
-pytestmark = pytest.mark.skipif(not ALL.is_dir(), reason=f"no goldens at {ALL}; set FSB_GOLDENS_DIR")
+WRITERS = ["deltalm", pytest.param("megatron_t5_gelu", marks=pytest.mark.slow), "megatron_t5_relu"]
+
+
+def folder_of(name):
+  """A folder kept here, or one that the test is skipped without."""
+  folder = next((path / name for path in (HERE, ALL) if (path / name).is_dir()), None)
+  if folder is None:
+    pytest.skip(f"no golden {name} at {ALL}; set FSB_GOLDENS_DIR")
+  return folder
 
 
 def shifted(labels, config):
@@ -25,16 +34,17 @@ def shifted(labels, config):
   return np.concatenate([start, np.where(labels < 0, config.pad_token_id, labels)[:, :-1]], axis=1)
 
 
-def load(name, **run):
+def load(name, head=None, **run):
   """A folder, what the original was given, and what it computed."""
-  hub = load_hub_folder(ALL / name, run=models.Run(**run))
-  given, expected = arrays_of(ALL / name)
+  folder = folder_of(name)
+  hub = load_hub_folder(folder, head=head, run=models.Run(**run))
+  given, expected = arrays_of(folder)
   if hub.config.decoder is not None and "labels" in given:
     given.setdefault("decoder_input_ids", shifted(given["labels"], hub.config))
   return hub, given, expected
 
 
-@pytest.mark.parametrize("name", ["deltalm"])
+@pytest.mark.parametrize("name", WRITERS)
 def test_outputs_loss_and_gradients(name):
   hub, given, expected = load(name)
   assert (hub.newly_initialised, hub.unused) == ([], [])
@@ -42,11 +52,30 @@ def test_outputs_loss_and_gradients(name):
   assert compared >= {"logits", "encoder_hidden_states", "decoder_hidden_states"}
 
 
-@pytest.mark.parametrize("name", ["deltalm"])
+def test_an_encoder_alone():
+  hub, given, expected = load("megatron_t5_encoder")
+  assert (hub.head, hub.newly_initialised, hub.unused) == ("encoder", [], [])
+  assert check(hub, None, given, expected) == {"hidden_states"}
+  assert not any(path.startswith("decoder/") for path in models.flatten(hub.params))
+
+
+def test_an_encoder_alone_from_a_whole_folder():
+  hub, given, expected = load("megatron_t5_relu", head="encoder")
+  assert hub.newly_initialised == []
+  assert {name.partition(".")[0] for name in hub.unused} == {"decoder", "lm_head_bias"}
+  model = models.build(hub.family, hub.config, hub.head)
+  states = model.apply({"params": hub.params}, given["input_ids"], given["attention_mask"]).last_hidden_state
+  assert_close(np.asarray(states), expected["encoder_hidden_states.2"])
+
+
+@pytest.mark.parametrize("name", ["deltalm", "megatron_t5_relu", "megatron_t5_encoder"])
 def test_exports_are_the_originals_tensors(name, tmp_path):
   hub, _, _ = load(name)
-  check_export(hub, ALL / name, tmp_path / "again", {*table(hub.family).copies, "lm_head.weight"})
-  original = tensors_of(ALL / name)
+  folder = folder_of(name)
+  # Of position ids the original keeps three copies.
+  copies = {*table(hub.family).copies, "lm_head.weight", *(f"{x}coder.embed_tokens.position_ids" for x in ("en", "de"))}
+  check_export(hub, folder, tmp_path / "again", copies)
+  original = tensors_of(folder)
   for tensor, array in tensors_of(tmp_path / "again").items():
     np.testing.assert_array_equal(array, original[tensor], err_msg=tensor)
 
@@ -77,7 +106,7 @@ def decoding(hub, given, cache, *, bits=32):
   return logits
 
 
-@pytest.mark.parametrize("name", ["deltalm"])
+@pytest.mark.parametrize("name", WRITERS)
 def test_greedy_texts(name):
   hub, given, expected = load(name, scan_layers=False)
   written = [np.full((3, 1), hub.config.decoder.start_token_id)]
@@ -85,14 +114,25 @@ def test_greedy_texts(name):
   highest = []
   for _ in range(20):
     scores = logits(written[-1])[:, -1]
-    written.append(scores.argmax(-1)[:, None])
+    ended = (np.concatenate(written[1:], axis=1) == hub.hf_config["eos_token_id"]).any(1) if written[1:] else False
+    written.append(np.where(ended, hub.config.pad_token_id, scores.argmax(-1))[:, None])
     highest.append(scores.max(-1))
   np.testing.assert_array_equal(np.concatenate(written, axis=1), expected["gen_greedy_sequences"])
   assert_close(np.stack(highest, axis=1), expected["gen_greedy_step_logits_max"])
+  if "cached_greedy_sequences" in expected:
+    # With its cache the original gives every token position 0, and writes something else.
+    assert not np.array_equal(expected["cached_greedy_sequences"], expected["gen_greedy_sequences"][:, :7])
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
-@pytest.mark.parametrize("name", ["deltalm"])
+@pytest.mark.parametrize(
+  "name,scan_layers",
+  [
+    ("deltalm", True),
+    pytest.param("deltalm", False, marks=pytest.mark.slow),
+    pytest.param("megatron_t5_relu", True, marks=pytest.mark.slow),
+    ("megatron_t5_relu", False),
+  ],
+)
 def test_with_a_cache_logits_are_the_same(name, scan_layers):
   with jax.enable_x64(True):
     hub, given, _ = load(name, scan_layers=scan_layers, dtype="float64", param_dtype="float64")
@@ -116,3 +156,23 @@ def test_what_deltalm_says_is_kept():
   assert normed.decoder_config.final_norm is False
   for said in ("Deltalm", "deltalm"):
     assert models.family_of_hub_config({"model_type": said}) is family
+
+
+@pytest.mark.parametrize(
+  "changes,message",
+  [
+    ({"d_kv": None}, "config.json lacks d_kv"),
+    ({"max_position_embeddings": None}, "config.json lacks max_position_embeddings"),
+    ({"feed_forward_proj": "gated-gelu"}, "config.json says feed_forward_proj='gated-gelu', which fsb_jax does not"),
+  ],
+)
+def test_what_megatron_t5_refuses(changes, message):
+  family = models.family("megatron_t5")
+  hf = {**family.config_to_hf(family.sizes["tiny"]), **changes}
+  with pytest.raises(UserError, match=message):
+    family.config_from_hf({name: value for name, value in hf.items() if value is not None})
+
+
+def test_megatron_t5_is_told_from_t5_by_capitals():
+  assert models.family_of_hub_config({"model_type": "T5"}).name == "megatron_t5"
+  assert models.family_of_hub_config({"model_type": "t5"}).name == "t5"
