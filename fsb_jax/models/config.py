@@ -145,6 +145,7 @@ class TransformerConfig:
     mask_embeddings: embeddings of padding are zero.
     mask_kind: "padding"; "prefix" where token types say what is generated, see `masks.prefix_mask`; or "causal" where
       tokens see no later ones.
+    memory: how many tokens before a call's a cache lets them see; None for all.
     mask_fill: what a masked score becomes, see `masks.Mask`.
     base_pooler: the encoder without a head has a pooler.
     pooler_activation: of the pooler, wherever there is one.
@@ -183,6 +184,7 @@ class TransformerConfig:
   final_norm: bool = False
   mask_embeddings: bool = False
   mask_kind: Literal["padding", "prefix", "causal"] = "padding"
+  memory: int | None = None
   mask_fill: str = "finfo_min"
   base_pooler: bool = True
   pooler_activation: str = "tanh"

@@ -53,7 +53,10 @@ class EmbeddedStack(Stack):
       span = Span(queries=length, keys=length)
     else:
       real = cache.reading(attention_mask, length)
-      mask = Mask(keys=real, offset=cache.index, causal=causal, fill=config.mask_fill)
+      remembered = real
+      if config.memory is not None:
+        remembered &= jnp.arange(cache.length) >= cache.index - config.memory
+      mask = Mask(keys=remembered, offset=cache.index, causal=causal, fill=config.mask_fill)
       span = Span(queries=length, keys=cache.length, offset=cache.index)
     if position_ids is None:
       position_ids = config.positions.ids(tokens[..., 0], span.offset)

@@ -53,9 +53,9 @@ class Family:
 
   @property
   def architectures(self) -> dict[str, str]:
-    """The head of every class that is read; where heads share a class, the first of them."""
+    """The head of every class that is read; where heads share a class, the first of them, and any before "base"."""
     also = {name: head for name, head in _ALSO_READ.items() if head in self.heads}
-    return also | {self.architecture(head): head for head in reversed(("base", *self.heads))}
+    return also | {self.architecture(head): head for head in ("base", *reversed(self.heads))}
 
   def head_of(self, architecture: str) -> str:
     """The head of a class name; UserError lists the known ones."""

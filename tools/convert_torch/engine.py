@@ -294,4 +294,6 @@ def save(table: Table, params: Mapping[str, np.ndarray], config, *, prefixed: bo
         written.add(name)
         yield name, op.save(array, config)
   for name, make in _constants(table, strip, written):
-    yield name, make(config)
+    value = make(config)
+    if value is not None:
+      yield name, value

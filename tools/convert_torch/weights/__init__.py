@@ -42,8 +42,8 @@ class Table:
     rows: one for every parameter of every head.
     ignore: patterns (matched whole, after `rename`) of tensors that hold nothing learned.
     rename: (pattern, replacement) that bring old names to today's.
-    constants: tensors that hold nothing learned and yet must be in a file: name -> what a config makes them. `{i}` in a
-      name is every layer that has rows. Those of a file are not read.
+    constants: tensors that hold nothing learned and yet must be in a file: name -> what a config makes them, None where
+      it has no such tensor. `{i}` in a name is every layer that has rows. Those of a file are not read.
     copies: tensors that always repeat another -> that one; they are not written.
     in_transformers: transformers has this family's classes.
     float64_in_transformers: they run in float64.
@@ -53,7 +53,7 @@ class Table:
   rows: tuple[Row, ...]
   ignore: tuple[str, ...] = ()
   rename: tuple[tuple[str, str], ...] = ()
-  constants: Mapping[str, Callable[[Any], np.ndarray]] = dataclasses.field(default_factory=dict)
+  constants: Mapping[str, Callable[[Any], np.ndarray | None]] = dataclasses.field(default_factory=dict)
   copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
   in_transformers: bool = True
   float64_in_transformers: bool = True
