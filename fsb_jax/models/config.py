@@ -40,7 +40,7 @@ class Dropout:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadSizes:
-  """Widths inside heads that have one of their own, by their names in config.json.
+  """Widths inside heads that have one of their own, and what else they are told, by their names in config.json.
 
   They lie in the config, because they are facts of a checkpoint that config.json says and that every folder of ours
   keeps there; a head reads its own, and names those in `sizes`.
@@ -48,10 +48,19 @@ class HeadSizes:
   Attributes:
     biaffine_size: of Ubert's query and key.
     triaffine_hidden_size: of UniEX's start, end and type.
+    encoder_loss_type: of text infilling, see `text_infill.TextInfill`.
+    loss_weight: what its encoder's part of the loss is multiplied by.
   """
 
   biaffine_size: int = 256
   triaffine_hidden_size: int = 256
+  encoder_loss_type: int = 0
+  loss_weight: float = 1.0
+
+  def __post_init__(self):
+    if self.encoder_loss_type not in (0, 1):
+      said = self.encoder_loss_type
+      raise UserError(f"config.json says encoder_loss_type={said!r}; known: 0 (classes), 1 (a number)")
 
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")

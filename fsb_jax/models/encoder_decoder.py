@@ -96,7 +96,9 @@ class EncoderDecoderModel(nn.Module):
       encoded=encoder_outputs.last_hidden_state, position_table=self.position_embed,
       encoded_mask=mask_from_attention_mask(attention_mask, self.config.mask_fill), **asked,
     )  # fmt: skip
-    decoded = BaseOutput(last_hidden_state=hidden)
+    decoded = BaseOutput(
+      last_hidden_state=hidden, encoder_last_hidden_state=encoder_outputs.last_hidden_state
+    )
     result = with_head(self.head, decoded, self.token_embed.attend, deterministic, None, head_inputs)
     return result.replace(
       hidden_states=None, attentions=None,

@@ -204,11 +204,14 @@ class LanguageModel(Head):
   @nn.compact
   def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.MaskedLMOutput:
     """See the module's docstring."""
-    config, hidden = self.config, encoded.last_hidden_state
+    return outputs.MaskedLMOutput(logits=self.score(encoded.last_hidden_state, attend))
+
+  def score(self, hidden: jax.Array, attend: Attend) -> jax.Array:
+    """Of hidden states `[batch, length, embed]`, `[batch, length, vocab]`."""
+    config = self.config
     if config.scale_logits:
       hidden = hidden * config.embed_dim**-0.5
-    logits = Decoder(config, self.bias, name="lm")(hidden, attend)
-    return outputs.MaskedLMOutput(logits=logits)
+    return Decoder(config, self.bias, name="lm")(hidden, attend)
 
 
 class EncoderAlone(Head):

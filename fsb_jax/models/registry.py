@@ -94,6 +94,7 @@ _CLASSES: dict[str, str] = {
   "span": "BertSpan",
   "span_hard": "BertSpan",
   "biaffine": "BertBiaffine",
+  "text_infill": "BartForTextInfill",
 }
 # Classes of the original code that are heads of transformers' by another name.
 _ALSO_READ = {"BertLinear": "token_classification"}

@@ -15,6 +15,7 @@ from torch_reference import QUICK
 from fsb_jax import models
 from fsb_jax.errors import UserError
 from fsb_jax.models.cache import new_cache
+from fsb_jax.models.outputs import TextInfillOutput
 from fsb_jax.training.losses import OBJECTIVES
 
 WRITERS = ["deltalm", pytest.param("megatron_t5_gelu", marks=pytest.mark.slow), "megatron_t5_relu"]
@@ -107,6 +108,61 @@ def test_what_transformer_xl_refuses(changes, message):
     family.config_from_hf({name: value for name, value in hf.items() if value is not None})
 
 
+INFILL = ["bart_textinfill_cls", "bart_textinfill_reg"]
+
+
+def weighted(hub, given):
+  """What was given, and the weights that the folder gives the classes of what is read."""
+  classes = hub.params["head"]["label_weights"][np.maximum(given["encoder_labels"], 0)]
+  regresses = hub.config.head_sizes.encoder_loss_type == 1
+  return given if regresses else {**given, "encoder_weights": classes}
+
+
+@pytest.mark.parametrize("name", INFILL)
+def test_text_infilling(name):
+  hub, given, expected = load(name)
+  assert (hub.head, hub.num_labels, hub.newly_initialised, hub.unused) == ("text_infill", 3, [], [])
+  # What its method for the encoder alone returns, and what the encoder made, by our names.
+  expected["encoder_last_hidden_state"] = expected.pop("encoder_last")
+  np.testing.assert_array_equal(expected["encoder_logits"], expected["get_encoder_logits"])
+  compared = check(hub, OBJECTIVES["text_infill"], weighted(hub, given), expected)
+  assert compared == {"logits", "encoder_logits", "encoder_last_hidden_state"}
+
+
+@pytest.mark.parametrize("name", INFILL)
+def test_the_parts_of_text_infillings_loss(name):
+  hub, given, expected = load(name)
+  batch, objective = weighted(hub, given), OBJECTIVES["text_infill"]
+  weights = objective.weights(batch)
+  parts = {"encoder": "encoder_loss", "lm": "decoder_loss"}
+  for weight in (1.0, 0.25):
+    output = TextInfillOutput(
+      logits=expected["logits"], encoder_logits=expected["encoder_logits"], encoder_loss_weight=weight
+    )
+    for part, value in objective.sums(output, batch).items():
+      reference = expected[parts[part]] * (weight if part == "encoder" else 1)
+      assert_close(np.asarray(value / weights[part]), np.asarray(reference))
+  # A row that fills the batch up counts for nothing.
+  filled = {**{x: np.concatenate([value, value[:1]]) for x, value in batch.items()}, "weights": np.array([1, 1, 1, 0])}
+  output = TextInfillOutput(
+    logits=np.concatenate([expected["logits"], 0 * expected["logits"][:1]]),
+    encoder_logits=np.concatenate([expected["encoder_logits"], 0 * expected["encoder_logits"][:1]]),
+  )
+  assert_close(np.asarray(objective(output, filled)), expected["loss"])
+
+
+def test_what_text_infilling_is_told_is_kept_and_checked():
+  family = models.family("bart")
+  hf = family.config_to_hf(family.sizes["tiny"])
+  assert "encoder_loss_type" not in hf and "loss_weight" not in hf
+  config = family.config_from_hf({**hf, "encoder_loss_type": 1, "loss_weight": 0.5})
+  assert (config.head_sizes.encoder_loss_type, config.head_sizes.loss_weight) == (1, 0.5)
+  assert family.config_from_hf(family.config_to_hf(config)) == config
+  with pytest.raises(UserError, match="encoder_loss_type=2; known: 0"):
+    family.config_from_hf({**hf, "encoder_loss_type": 2})
+  assert family.head_of("BartForTextInfill") == "text_infill" and not family.in_transformers("text_infill")
+
+
 def test_an_encoder_alone():
   hub, given, expected = load("megatron_t5_encoder")
   assert (hub.head, hub.newly_initialised, hub.unused) == ("encoder", [], [])
@@ -123,7 +179,9 @@ def test_an_encoder_alone_from_a_whole_folder():
   assert_close(np.asarray(states), expected["encoder_hidden_states.2"])
 
 
-@pytest.mark.parametrize("name", ["deltalm", "megatron_t5_relu", "megatron_t5_encoder", *TRANSFORMER_XL])
+@pytest.mark.parametrize(
+  "name", ["deltalm", "megatron_t5_relu", "megatron_t5_encoder", *TRANSFORMER_XL, *INFILL]
+)
 def test_exports_are_the_originals_tensors(name, tmp_path):
   hub, _, _ = load(name)
   folder = folder_of(name)

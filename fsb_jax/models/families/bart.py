@@ -3,15 +3,17 @@
 Source: Lewis et al. 2019, https://arxiv.org/abs/1910.13461.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 
-from fsb_jax.models.config import DecoderSpec, Dropout, TransformerConfig
+from fsb_jax.models.config import DecoderSpec, Dropout, HeadSizes, TransformerConfig
 from fsb_jax.models.encoder_decoder import EncoderDecoderModel
 from fsb_jax.models.families._bart_form import NORM, shared_fields, shared_to_hf
 from fsb_jax.models.heads import LanguageModel
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
+from fsb_jax.models.text_infill import TextInfill
 
 # The first rows of its table are not used.
 _FIRST = 2
@@ -24,12 +26,18 @@ def _positions(length: int) -> LearnedPositions:
 def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
   fields = shared_fields(hf, _positions(hf.get("max_position_embeddings", 1024)), start=2, scaled=False)
-  return TransformerConfig(**fields, pad_token_id=hf.get("pad_token_id", 1))
+  told = {name: hf[name] for name in TextInfill.sizes if name in hf}
+  return TransformerConfig(**fields, pad_token_id=hf.get("pad_token_id", 1), head_sizes=HeadSizes(**told))
 
 
 def config_to_hf(config: TransformerConfig) -> dict:
   """Undoes `config_from_hf`."""
-  return {**shared_to_hf(config), "max_position_embeddings": config.positions.usable_length}
+  told = {name: value for name, value in dataclasses.asdict(config.head_sizes).items() if name in TextInfill.sizes}
+  return {
+    **shared_to_hf(config),
+    "max_position_embeddings": config.positions.usable_length,
+    **{name: value for name, value in told.items() if value != getattr(HeadSizes(), name)},
+  }
 
 
 def _size(layers: int, width: int, heads: int, vocab_size: int, pad: int = 0, start: int = 101) -> TransformerConfig:
@@ -55,6 +63,9 @@ FAMILY = Family(
     "randeng_139m": _size(6, 768, 12, 40000),
     "randeng_759m": _size(12, 1536, 24, 40000),
   },
-  heads={"conditional_generation": functools.partial(LanguageModel, bias="fixed")},
+  heads={
+    "conditional_generation": functools.partial(LanguageModel, bias="fixed"),
+    "text_infill": functools.partial(TextInfill, bias="fixed"),
+  },
   model=EncoderDecoderModel,
 )

@@ -1,6 +1,16 @@
-"""BART: see `_bart_form`."""
+"""BART: see `_bart_form`; text infilling: https://github.com/IDEA-CCNL/Fengshenbang-LM, fengshen/models/bart."""
 
-from convert_torch.weights import Table
+from convert_torch.weights import Row, Table
 from convert_torch.weights._bart_form import COPIES, rows
+from convert_torch.weights._bert_form import dense
 
-TABLE = Table(prefix="model.", rows=rows(), copies=COPIES)
+TABLE = Table(
+  prefix="model.",
+  rows=(
+    *rows(),
+    *dense("head/classifier_dense", "classification_head.dense"),
+    *dense("head/classifier_out", "classification_head.out_proj"),
+    Row("head/label_weights", "label_weights"),
+  ),
+  copies=COPIES,
+)
