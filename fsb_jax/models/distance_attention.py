@@ -56,9 +56,8 @@ class DistanceBiases(nn.Module):
     config, run = self.config, self.config.run
     initializer = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("heads", "kv"))
     shape = (config.num_heads, config.head_dim)
-    return tuple(
-      self.param(name, initializer, shape, run.param_dtype).astype(run.dtype) for name in ("content", "distance")
-    )
+    names = ("content_bias", "distance_bias")
+    return tuple(self.param(name, initializer, shape, run.param_dtype).astype(run.dtype) for name in names)
 
 
 class DistanceProjection(nn.Module):

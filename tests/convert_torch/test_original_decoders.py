@@ -1,21 +1,25 @@
 """Folders of the original code's writers against what it computed: outputs, loss, gradients, and texts it wrote."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
 import pytest
 from convert_torch import load_hub_folder
+from convert_torch.hub import param_shapes
 from convert_torch.weights import table
 from test_goldens import ALL, HERE
 from test_originals import arrays_of, check, check_export
-from tiny_hub import assert_close, tensors_of
+from tiny_hub import ORIGINAL_DECODERS, assert_close, tensors_of
 from torch_reference import QUICK
 
 from fsb_jax import models
 from fsb_jax.errors import UserError
+from fsb_jax.models.attention import Attention
 from fsb_jax.models.cache import new_cache
 from fsb_jax.models.outputs import TextInfillOutput
+from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.training.losses import OBJECTIVES
 
 WRITERS = ["deltalm", pytest.param("megatron_t5_gelu", marks=pytest.mark.slow), "megatron_t5_relu"]
@@ -287,6 +291,40 @@ def test_what_megatron_t5_refuses(changes, message):
   hf = {**family.config_to_hf(family.sizes["tiny"]), **changes}
   with pytest.raises(UserError, match=message):
     family.config_from_hf({name: value for name, value in hf.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+  "family,size,published",
+  [
+    ("deltalm", "randeng_362m", 362e6),
+    ("transfo_xl", "randeng_1_1b", 1.1e9),
+    # Its name is that of T5's large size, whose numbers of layers and widths it has; its vocabulary is smaller.
+    ("megatron_t5", "randeng_770m", 728e6),
+  ],
+)
+def test_published_sizes(family, size, published):
+  config = models.sized(family, size)
+  shapes = param_shapes(models.build(family, config, next(iter(models.family(family).heads))))
+  assert sum(map(math.prod, shapes.values())) == pytest.approx(published, rel=0.05 if published > 1e9 else 0.005)
+
+
+@pytest.mark.parametrize("family", ORIGINAL_DECODERS)
+def test_configs_are_kept(family):
+  chosen = models.family(family)
+  for config in chosen.sizes.values():
+    assert chosen.config_from_hf(chosen.config_to_hf(config)) == config
+    dropped = dataclasses.replace(config.dropout, hidden=0.3)
+    changed = dataclasses.replace(config, vocab_size=77, num_layers=5, dropout=dropped)
+    if config.decoder is None:
+      changed = dataclasses.replace(changed, memory=None, positions=LearnedPositions(length=9), attention=Attention)
+    else:
+      changed = dataclasses.replace(
+        changed, decoder=dataclasses.replace(config.decoder, num_layers=3, start_token_id=7), pad_token_id=6,
+        activations=("relu",), initializer_range=0.5,
+      )  # fmt: skip
+    again = chosen.config_from_hf(chosen.config_to_hf(changed))
+    # Megatron-T5's second dropout follows from the first.
+    assert dataclasses.replace(again, dropout=changed.dropout) == changed and again.dropout.hidden == 0.3
 
 
 def test_megatron_t5_is_told_from_t5_by_capitals():

@@ -61,7 +61,7 @@ def test_attention_is_that_of_the_formula():
       angles = (i - j) * 10000.0 ** (-np.arange(0, 16, 2) / 16)
       code = np.concatenate([np.sin(angles), np.cos(angles)]).astype(np.float32)
       distance = np.einsum("e,ehd->hd", code, projections["distance"]["kernel"]) + projections["distance"]["bias"]
-      score = (query[:, i] + biases["content"]) * key[:, j] + (query[:, i] + biases["distance"]) * distance
+      score = (query[:, i] + biases["content_bias"]) * key[:, j] + (query[:, i] + biases["distance_bias"]) * distance
       expected[:, :, i, j] = np.exp(score.sum(-1) / 2)
   expected /= expected.sum(-1, keepdims=True)
   np.testing.assert_allclose(probabilities, expected, rtol=1e-9, atol=1e-12)

@@ -24,8 +24,8 @@ TABLE = Table(
   rows=(
     Row("token_embed/embedding", "word_embeddings.weight", pad_vocab),
     Row("decoder/position_embed/embedding", "transformer.position_embeddings.weight", optional=True),
-    Row("decoder/attention_biases/content", "transformer.r_w_bias", optional=True),
-    Row("decoder/attention_biases/distance", "transformer.r_r_bias", optional=True),
+    Row("decoder/attention_biases/content_bias", "transformer.r_w_bias", optional=True),
+    Row("decoder/attention_biases/distance_bias", "transformer.r_r_bias", optional=True),
     *norm(f"{OURS}/attention_norm", f"{THEIRS}.input_layernorm"),
     *(
       row
