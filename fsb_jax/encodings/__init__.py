@@ -5,6 +5,7 @@ from fsb_jax.encodings.extraction_scores import cell_scores, entity_scores, even
 from fsb_jax.encodings.masking import IGNORED, asked_positions, mask_words
 from fsb_jax.encodings.ngrams import NgramForm, NgramLexicon, encode_ngrams, read_ngrams
 from fsb_jax.encodings.pairs import encode_pairs
+from fsb_jax.encodings.shifting import shift_right
 from fsb_jax.encodings.spans import Answer, answer_positions, best_answers, encode_windows, no_answer_score
 from fsb_jax.encodings.tagging import (
   Entity,
@@ -72,6 +73,7 @@ __all__ = [
   "read_ngrams",
   "relation_scores",
   "save_tokenizer",
+  "shift_right",
   "span_labels",
   "tag_labels",
   "tags_of_entities",

@@ -110,6 +110,7 @@ class DecoderSpec:
     sublayers: as above; "cross_attention" sees what the encoder made.
     final_norm: as above; None for the encoder's.
     start_token_id: id that a text begins with.
+    end_token_id: id that it ends with, for a head that reads there; None where the checkpoint has several or none.
   """
 
   num_layers: int
@@ -119,6 +120,7 @@ class DecoderSpec:
   sublayers: tuple[str, ...] = ("attention", "cross_attention", "mlp")
   final_norm: bool | None = None
   start_token_id: int = 0
+  end_token_id: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,8 @@ class TransformerConfig:
     base_pooler: the encoder without a head has a pooler.
     pooler_activation: of the pooler, wherever there is one.
     tie_embeddings: language-model heads decode with the token embedding.
-    pad_token_id: id that fills short rows; looking it up does not train its row. None for none.
+    pad_token_id: id that fills short rows; None for none.
+    trains_padding: looking it up trains its row as any other's.
     initializer_range: standard deviation of freshly drawn kernels and tables.
     head_sizes: of the heads that have a width of their own.
   """
@@ -199,6 +202,7 @@ class TransformerConfig:
   pooler_activation: str = "tanh"
   tie_embeddings: bool = True
   pad_token_id: int | None = 0
+  trains_padding: bool = False
   initializer_range: float = 0.02
   dropout: Dropout = Dropout()
   head_sizes: HeadSizes = HeadSizes()
@@ -239,6 +243,11 @@ class TransformerConfig:
   def token_width(self) -> int:
     """Width of the embeddings."""
     return self.token_dim or self.embed_dim
+
+  @property
+  def padding_row(self) -> int | None:
+    """The row of the token table that looking it up does not train."""
+    return None if self.trains_padding else self.pad_token_id
 
   @property
   def vocab_rows(self) -> int:

@@ -80,7 +80,7 @@ class EmbeddedStack(Stack):
 def token_table(config, name: str | None = None) -> Embed:
   """The table of token embeddings, called `name`."""
   return embed(
-    config, config.vocab_rows, "table_vocab", name, used_row_axis="vocab", padding_row=config.pad_token_id
+    config, config.vocab_rows, "table_vocab", name, used_row_axis="vocab", padding_row=config.padding_row
   )
 
 

@@ -97,7 +97,7 @@ class EncoderModel(nn.Module):
       self.table_axis,
       "token_embed",
       used_row_axis="vocab",
-      padding_row=config.pad_token_id,
+      padding_row=config.padding_row,
     )
     if token_type_ids is None:
       token_type_ids = jnp.zeros_like(input_ids)

@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from fsb_jax.errors import UserError
 from fsb_jax.models.cache import Cache
@@ -66,6 +67,7 @@ class EncoderDecoderModel(nn.Module):
       input_ids: int `[batch, length]`; not read where `encoder_outputs` are given.
       attention_mask: `[batch, length]` of real tokens that are read.
       decoder_input_ids: int `[batch, written]`, the written text, one token late; with a cache the next tokens alone.
+        A head that reads the end of the text writes `input_ids` once more if they are not given.
       decoder_attention_mask: `[batch, written]` of real tokens that are written.
       encoder_outputs: what `encode` made. With a cache, the decoder's rows may be several for each of these: beams.
       cache: of the tokens before; the output then has the cache for the next call. Its first call reads the encoder's
@@ -85,8 +87,9 @@ class EncoderDecoderModel(nn.Module):
       encoder_outputs = self.encode(input_ids, attention_mask, **asked)
     if self.head is not None and self.head.of_encoder:
       return with_head(self.head, encoder_outputs, self.token_embed.attend, deterministic, None, head_inputs)
-    if decoder_input_ids is None and self.is_initializing():
-      decoder_input_ids = input_ids
+    pools = self.head is not None and self.head.uses_pooler
+    if decoder_input_ids is None and (pools or self.is_initializing()):
+      decoder_input_ids = jnp.roll(input_ids, 1, axis=1).at[:, 0].set(self.config.decoder.start_token_id)
     if decoder_input_ids is None:
       raise UserError(
         "the model wants decoder_input_ids, the text it is to write shifted by one (fsb_jax.encodings.shift_right)"
@@ -96,8 +99,10 @@ class EncoderDecoderModel(nn.Module):
       encoded=encoder_outputs.last_hidden_state, position_table=self.position_embed,
       encoded_mask=mask_from_attention_mask(attention_mask, self.config.mask_fill), **asked,
     )  # fmt: skip
+    pooled = hidden[jnp.arange(len(hidden)), self._ends(input_ids)] if pools else None
     decoded = BaseOutput(
-      last_hidden_state=hidden, encoder_last_hidden_state=encoder_outputs.last_hidden_state
+      last_hidden_state=hidden, pooler_output=pooled,
+      encoder_last_hidden_state=encoder_outputs.last_hidden_state
     )
     result = with_head(self.head, decoded, self.token_embed.attend, deterministic, None, head_inputs)
     return result.replace(
@@ -107,3 +112,10 @@ class EncoderDecoderModel(nn.Module):
       decoder_hidden_states=beside.hidden_states, decoder_attentions=beside.attentions,
       cross_attentions=beside.cross_attentions, cache=beside.cache,
     )  # fmt: skip
+
+  def _ends(self, input_ids: jax.Array) -> jax.Array:
+    """Index of every row's last end token, `[batch]`; 0 in a row without one."""
+    end = self.config.decoder.end_token_id
+    if end is None:
+      raise UserError("config.json names no single eos_token_id, at which this head reads")
+    return jnp.max(jnp.where(input_ids == end, jnp.arange(input_ids.shape[1]), 0), axis=1)

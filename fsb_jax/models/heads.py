@@ -329,16 +329,30 @@ class FirstTokenClassification(Head):
 
   hidden_activation: str | None = "tanh"
 
+  def pooled(self, encoded: outputs.BaseOutput) -> jax.Array:
+    """What is classified, `[batch, embed]`."""
+    return encoded.last_hidden_state[:, 0]
+
   @nn.compact
   def __call__(
     self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool
   ) -> outputs.SequenceClassificationOutput:
     """See the module's docstring."""
-    x = self.drop(encoded.last_hidden_state[:, 0], deterministic)
+    x = self.drop(self.pooled(encoded), deterministic)
     x = dense(self.config, (self.config.embed_dim,), ("embed", "mlp"), "classifier_dense")(x)
     x = activation(self.hidden_activation or self.config.activations[0])(x)
     logits = self.classify(x, deterministic, "classifier_out")
     return outputs.SequenceClassificationOutput(logits=logits)
+
+
+class EndTokenClassification(FirstTokenClassification):
+  """The same from a text's last token, the end token, which an encoder-decoder pools (BART)."""
+
+  uses_pooler = True
+
+  def pooled(self, encoded: outputs.BaseOutput) -> jax.Array:
+    """See the base class."""
+    return encoded.pooler_output
 
 
 class TokenClassification(Head):

@@ -363,6 +363,10 @@ OBJECTIVES: dict[str, Objective] = {
     )
   ),
   "lm": Objective((ClassTerm("lm", lambda outputs: outputs.logits, _label("labels")),)),
+  # The text that is written; the decoder reads it one token late, see `encodings.shift_right`.
+  "conditional_generation": Objective(
+    (ClassTerm("conditional_generation", lambda outputs: outputs.logits, _label("labels")),)
+  ),
   # One logit is that of two classes, the other's being 0. Padding is not asked about.
   "replaced_tokens": Objective(
     (

@@ -13,11 +13,16 @@ from fsb_jax import models
 from fsb_jax.errors import UserError
 
 # What `tiny_hub.ALSO` says is there in place of something else.
-OTHERWISE = {"deberta_v2": dict(share_att_key=False)}
+OTHERWISE = {
+  "deberta_v2": dict(share_att_key=False),
+  "mt5": dict(feed_forward_proj="relu"),
+  "t5": dict(feed_forward_proj="gated-gelu"),
+}
 
 
 def slots_of(family, head, tie, scan, **changes):
   hf = torch_config(family, head, tie_word_embeddings=tie, **changes)
+  hf.tie_word_embeddings = tie  # which T5's does not believe
   with torch.device("meta"):
     theirs = {name: tuple(x.shape) for name, x in torch_class(family, head)(hf).state_dict().items()}
   return our_slots(family, head, hf, scan), theirs
@@ -38,9 +43,11 @@ def test_names_and_shapes_are_those_of_transformers(family, head, tie, scan):
     for name in filter(None, (slot.theirs, slot.otherwise)):
       assert ours.setdefault(name, slot.shape) == slot.shape
   # The decoder's kernel is the token table where they are tied, so it has no slot of its own.
-  kernels = ("decoder.weight", "generator_lm_head.weight", "lm_loss.weight")
+  kernels = ("decoder.weight", "lm_head.weight", "lm_loss.weight")
   tied = {name for name in theirs if name.endswith(kernels)} if tie else set()
-  constant = {spelled for name in table(family).constants for spelled in (name, name.split(".", 1)[1])}
+  weights = table(family)
+  repeated = (*weights.constants, *weights.copies, *weights.untied_copies)
+  constant = {spelled for name in repeated for spelled in (name, name.removeprefix(weights.prefix))}
   assert ours == {name: shape for name, shape in theirs.items() if name not in tied | constant}
 
 

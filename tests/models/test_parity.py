@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from tiny_hub import EVERY_HEAD, FAMILIES, LM, TAKING_TURNS
+from tiny_hub import ENCODER_DECODERS, EVERY_HEAD, FAMILIES, LM, TAKING_TURNS
 from torch_reference import make_batch, make_pair, run_ours, run_torch
 
 from fsb_jax import models
@@ -16,17 +16,21 @@ UNTIED = [(family, LM[family], False) for family in FAMILIES]
 # Gradients that are zero in theory, for softmax does not see what is added to all scores at once: of keys' biases, and
 # of biases that shift the score of every choice or every token alike.
 ALWAYS_ZERO = r".*attention/(distance_|global_)?key/bias"
+# It is in the files, and nobody trains it.
+FIXED_BIAS = r"head/lm/bias"
 SPAN_ZEROS = r"head/span/bias|encoder/final_norm/bias|encoder/(layers|group)_2/mlp_norm/bias"
 ALWAYS_ZERO_OF = {
   "multiple_choice": r"head/(summary_)?classifier/bias",
+  "conditional_generation": FIXED_BIAS,
   "question_answering": SPAN_ZEROS,
   "question_answering_simple": SPAN_ZEROS,
   ("roformer", "multiple_choice"): r"encoder/layers_2/mlp_norm/bias",
   # Without a query stream, and without segments.
   "xlnet": r"mask_embed|encoder/.*/attention/segment_(bias|embed)",
 }
-# transformers folds the mask of choices, and asks masks which tokens are real: two dimensions.
-PADDING_MASKS_ONLY = {"multiple_choice", "replaced_tokens", "deberta_v2", "longformer", "xlnet"}
+# transformers folds the mask of choices, asks masks which tokens are real, and shows a decoder what its encoder sees:
+# two dimensions.
+PADDING_MASKS_ONLY = {"multiple_choice", "replaced_tokens", "deberta_v2", "longformer", "xlnet", *ENCODER_DECODERS}
 EVERY_MODEL = [(family, head, True) for family, head in EVERY_HEAD] + UNTIED
 
 

@@ -123,7 +123,10 @@ def match(
     name = info.name
     for pattern, replacement in table.rename:
       name = re.sub(pattern, replacement, name)
-    if any(re.fullmatch(pattern, name) for pattern in table.ignore) or _is_constant(table, name):
+    if any(re.fullmatch(pattern, name) for pattern in table.ignore):
+      continue
+    if _is_constant(table, name):
+      problems += _check_constant(table, files, info, name, config)
       continue
     if name in found:
       problems.append(f"  + {info.name} {list(info.shape)} in {info.file.name}: a second {name}")
@@ -167,7 +170,8 @@ def match(
     if name in taken:
       continue
     if name in tied and tied[name] in found:
-      problems += _compare(files, info, found[tied[name]])
+      always = any(_matches(copy, name, strip) for copy in (*table.copies, *table.untied_copies))
+      problems += _compare(files, info, found[tied[name]], always)
     elif name in tied or any(_matches(row.theirs, name, strip) for row in idle_rows):
       unused.append(info.name)
     else:
@@ -227,6 +231,18 @@ def _is_constant(table: Table, name: str) -> bool:
   return any(_matches(constant, name, strip) for constant in table.constants for strip in ("", table.prefix))
 
 
+def _check_constant(table: Table, files: WeightFiles, info: TensorInfo, name: str, config) -> list[str]:
+  """A line where a tensor that is read by transformers is not what we make in its place."""
+  known = next((x for x in table.checked if name in (x, x.removeprefix(table.prefix))), None)
+  if known is None:
+    return []
+  (array,), expected = (array for _, array in files.read([info])), table.constants[known](config)
+  # In 16 bits a number below 1 is off by less.
+  if array.shape == expected.shape and np.allclose(np.asarray(array, np.float32), expected, rtol=0, atol=2**-8):
+    return []
+  return [f"  ! {info.name} holds other numbers than the fixed ones that fsb_jax makes in its place"]
+
+
 def _constants(table: Table, strip: str, names: Collection[str]) -> Iterator[tuple[str, Callable]]:
   """The table's constants, those of layers once for every layer that `names` has tensors of."""
   for constant, make in table.constants.items():
@@ -243,14 +259,26 @@ def _constants(table: Table, strip: str, names: Collection[str]) -> Iterator[tup
 def _tied_copies(table: Table, config, strip: str) -> dict[str, str]:
   """Names that repeat another tensor -> that tensor."""
   rows = [row for row in table.rows if row.tied_to and config.tie_embeddings]
-  pairs = {row.theirs: row.tied_to for row in rows} | {**table.copies}
+  pairs = {row.theirs: row.tied_to for row in rows} | {**table.copies, **table.untied_copies}
   return {copy.removeprefix(strip): original.removeprefix(strip) for copy, original in pairs.items()}
 
 
-def _compare(files: WeightFiles, copy: TensorInfo, original: TensorInfo) -> list[str]:
-  arrays = [array for _, array in files.read([copy, original])]
-  if np.array_equal(*arrays):
+def ties_what_differs(table: Table, files: WeightFiles) -> bool:
+  """Whether the files hold a kernel of the vocabulary that is not the token table which it is tied to."""
+  found = {info.name: info for info in files.tensors}
+  pairs = [(found.get(row.theirs), found.get(row.tied_to)) for row in table.rows if row.tied_to]
+  return any(copy and original and not _equal(files, copy, original) for copy, original in pairs)
+
+
+def _equal(files: WeightFiles, copy: TensorInfo, original: TensorInfo) -> bool:
+  return np.array_equal(*(array for _, array in files.read([copy, original])))
+
+
+def _compare(files: WeightFiles, copy: TensorInfo, original: TensorInfo, always: bool) -> list[str]:
+  if _equal(files, copy, original):
     return []
+  if always:
+    return [f"  ! {copy.name} differs from {original.name}, which it always repeats"]
   return [
     f"  ! {copy.name} differs from {original.name}, though config.json ties them; set tie_word_embeddings to false "
     "in config.json"
@@ -276,6 +304,7 @@ def save(table: Table, params: Mapping[str, np.ndarray], config, *, prefixed: bo
   """
   strip = "" if prefixed else table.prefix
   tied = _tied_copies(table, config, strip)
+  untied = {copy.removeprefix(strip): name.removeprefix(strip) for copy, name in table.untied_copies.items()}
   written = set()
   pieces: dict[str, dict[int, np.ndarray]] = {}
   for slot in slots(table, config, {path: x.shape for path, x in params.items()}, prefixed):
@@ -293,6 +322,8 @@ def save(table: Table, params: Mapping[str, np.ndarray], config, *, prefixed: bo
       if name is not None and name not in tied and name not in written:
         written.add(name)
         yield name, op.save(array, config)
+    if not config.tie_embeddings:
+      yield from ((copy, op.save(array, config)) for copy, name in untied.items() if name == slot.theirs)
   for name, make in _constants(table, strip, written):
     value = make(config)
     if value is not None:

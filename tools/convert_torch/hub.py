@@ -140,12 +140,15 @@ def open_hub_folder(
   hf_config = io.read_config(folder)
   family = models.family_of_hub_config(hf_config)
   config = dataclasses.replace(family.config_from_hf(hf_config), run=run or models.Run())
+  weights, files = table(family.name), io.WeightFiles(folder)
+  if weights.keeps_apart and config.tie_embeddings and engine.ties_what_differs(weights, files):
+    config = dataclasses.replace(config, tie_embeddings=False)
+    hf_config = {**hf_config, **family.config_to_hf(config)}
   own_head = _own_head(family, hf_config, required=head is None)
   own_labels, label_names = read_labels(hf_config)
   head = head or own_head
   asked_labels = _FIXED_LABELS.get(head, own_labels if num_labels is None else num_labels)
   model = models.build(family.name, config, head, asked_labels)
-  files = io.WeightFiles(folder)
   differs = head != own_head or asked_labels != own_labels
   return OpenedHub(
     family=family.name,
@@ -157,7 +160,7 @@ def open_hub_folder(
     model=model,
     files=files,
     match=engine.match(
-      table(family.name), files, config, param_shapes(model), replace_heads=differs,
+      weights, files, config, param_shapes(model), replace_heads=differs,
       config_fields={
         **{name: value for name, value in family.config_to_hf(config).items() if name in hf_config},
         "num_labels": asked_labels,

@@ -92,7 +92,10 @@ def verify(
 
 
 def random_inputs(ours: hub.HubModel, seed: int) -> dict[str, np.ndarray]:
-  """Random ids with rows of several lengths: `input_ids`, `attention_mask`, `token_type_ids` `[batch, length]`."""
+  """Random ids with rows of several lengths: `input_ids`, `attention_mask`, `token_type_ids` `[batch, length]`.
+
+  A model with a decoder has it write random `decoder_input_ids`, too.
+  """
   config, random = ours.config, np.random.default_rng(seed)
   length = min(_LENGTH, getattr(config.positions, "usable_length", _LENGTH))
   lengths = np.array([length, max(1, length // 2), min(3, length), max(1, length - 1)])
@@ -103,7 +106,7 @@ def random_inputs(ours: hub.HubModel, seed: int) -> dict[str, np.ndarray]:
   inputs = {"input_ids": np.where(mask, ids, padding).astype(np.int32), "attention_mask": mask}
   if config.token_types:
     inputs["token_type_ids"] = random.integers(0, config.token_types, (_BATCH, length)).astype(np.int32)
-  return _completed(ours, inputs)
+  return _completed(ours, inputs, seed)
 
 
 def _sentence_inputs(hub_folder: Path, ours: hub.HubModel) -> dict[str, np.ndarray]:
@@ -120,12 +123,21 @@ def _sentence_inputs(hub_folder: Path, ours: hub.HubModel) -> dict[str, np.ndarr
       f"the tokenizer in {hub_folder} gives id {encoded['input_ids'].max()}, "
       f"but the model has {ours.config.vocab_size} rows"
     )
-  names = ("input_ids", "attention_mask", "token_type_ids")
+  names = ("input_ids", "attention_mask", *(("token_type_ids",) if ours.config.token_types else ()))
   return _completed(ours, {name: encoded[name].astype(np.int32) for name in names if name in encoded})
 
 
-def _completed(ours: hub.HubModel, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """With global tokens where there are such, and folded into choices where the head takes them."""
+def _completed(ours: hub.HubModel, inputs: dict[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
+  """With global tokens and a written text where there are such, and folded into choices where the head takes them."""
+  decoder = ours.config.decoder
+  if decoder is not None and ours.head == "sequence_classification":
+    # transformers wants as many end tokens in every row.
+    real, end = inputs["attention_mask"].sum(axis=1), decoder.end_token_id
+    inputs["input_ids"] = np.where(inputs["input_ids"] == end, (end + 1) % ours.config.vocab_size, inputs["input_ids"])
+    inputs["input_ids"][np.arange(_BATCH), real - 1] = end
+  elif decoder is not None:
+    written = np.random.default_rng(seed).integers(0, ours.config.vocab_size, inputs["input_ids"].shape)
+    inputs["decoder_input_ids"] = written[:, : max(1, written.shape[1] // 2)].astype(np.int32)
   if ours.config.window is not None:
     # Told which: left to itself, a head that answers a question wants three separators in every row.
     inputs["global_attention_mask"] = np.zeros_like(inputs["input_ids"])
@@ -171,6 +183,8 @@ def _run_torch(hub_folder: Path, ours: hub.HubModel, inputs: dict, dtype: str) -
     options = {"output_hidden_states": True}
     if "use_mems" in inspect.signature(model.forward).parameters:
       options["use_mems"] = False  # what the next segment would be given
+    if "use_cache" in inspect.signature(model.forward).parameters:
+      options["use_cache"] = False  # what the next token would be given
     for kind, arrays in inputs.items():
       result = model(**{name: torch.from_numpy(x).long() for name, x in arrays.items()}, **options)
       outputs[kind] = {

@@ -11,17 +11,17 @@ _SHAPE = ("vocab_size", "d_model", "encoder_layers", "encoder_attention_heads", 
 NORM = NormSpec(epsilon=1e-5)
 
 
-def shared_fields(hf: Mapping, positions, start: int, scaled: bool) -> dict:
+def shared_fields(hf: Mapping, positions, start: int, end: int) -> dict:
   """Reads the shared fields into arguments of `TransformerConfig`.
 
   Args:
     hf: the Hub's config.
     positions: of both stacks.
     start: the id a text begins with where the config does not say.
-    scaled: whether embeddings are scaled where it does not say.
+    end: the id it ends with where the config does not say.
   """
   require_fields(hf, _SHAPE)
-  said = hf.get("decoder_start_token_id")
+  said, ends = hf.get("decoder_start_token_id"), hf.get("eos_token_id", end)
   return dict(
     vocab_size=hf["vocab_size"],
     embed_dim=hf["d_model"],
@@ -32,8 +32,9 @@ def shared_fields(hf: Mapping, positions, start: int, scaled: bool) -> dict:
     decoder=DecoderSpec(
       num_layers=hf["decoder_layers"], num_heads=hf["decoder_attention_heads"], mlp_dim=hf["decoder_ffn_dim"],
       positions=positions, start_token_id=start if said is None else said,
+      end_token_id=ends if isinstance(ends, int) else None,
     ),
-    scale_embeddings=hf.get("scale_embedding", scaled),
+    scale_embeddings=bool(hf.get("scale_embedding")),
     activations=(known_activation("activation_function", hf.get("activation_function", "gelu")),),
     norm=NORM,
     tie_embeddings=hf.get("tie_word_embeddings", True),
@@ -68,4 +69,5 @@ def shared_to_hf(config: TransformerConfig) -> dict:
     "attention_dropout": dropout.attention,
     "activation_dropout": dropout.mlp,
     "classifier_dropout": dropout.classifier,
+    **({} if decoder.end_token_id is None else {"eos_token_id": decoder.end_token_id}),
   }

@@ -10,7 +10,7 @@ from fsb_jax.models.relative_buckets import BucketAttention, RelativeBuckets
 
 _FORM = dict(
   attention_bias=False, mlp_bias=False, score_scale=1.0, norm_placement="pre", embedding_norm=False, final_norm=True,
-  attention=BucketAttention,
+  attention=BucketAttention, trains_padding=True,
 )  # fmt: skip
 # Its name of a feed-forward block -> ours; "gated-gelu" was trained with the approximation.
 _FORMS = {"gated-gelu": ("gelu_new", "linear"), "gated-silu": ("silu", "linear"), "gated-relu": ("relu", "linear")}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from fsb_jax.models.config import DecoderSpec, Dropout, HeadSizes, TransformerConfig
 from fsb_jax.models.encoder_decoder import EncoderDecoderModel
 from fsb_jax.models.families._bart_form import NORM, shared_fields, shared_to_hf
-from fsb_jax.models.heads import LanguageModel
+from fsb_jax.models.heads import EndTokenClassification, LanguageModel
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
 from fsb_jax.models.text_infill import TextInfill
@@ -25,7 +25,7 @@ def _positions(length: int) -> LearnedPositions:
 
 def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
-  fields = shared_fields(hf, _positions(hf.get("max_position_embeddings", 1024)), start=2, scaled=False)
+  fields = shared_fields(hf, _positions(hf.get("max_position_embeddings", 1024)), start=2, end=2)
   told = {name: hf[name] for name in TextInfill.sizes if name in hf}
   return TransformerConfig(**fields, pad_token_id=hf.get("pad_token_id", 1), head_sizes=HeadSizes(**told))
 
@@ -40,12 +40,15 @@ def config_to_hf(config: TransformerConfig) -> dict:
   }
 
 
-def _size(layers: int, width: int, heads: int, vocab_size: int, pad: int = 0, start: int = 101) -> TransformerConfig:
+def _size(
+  layers: int, width: int, heads: int, vocab_size: int, pad: int = 0, start: int = 101, end: int = 102
+) -> TransformerConfig:
   positions = _positions(1024)
   return TransformerConfig(
     vocab_size=vocab_size, embed_dim=width, num_layers=layers, num_heads=heads, mlp_dim=4 * width, positions=positions,
     decoder=DecoderSpec(
-      num_layers=layers, num_heads=heads, mlp_dim=4 * width, positions=positions, start_token_id=start
+      num_layers=layers, num_heads=heads, mlp_dim=4 * width, positions=positions, start_token_id=start,
+      end_token_id=end,
     ),
     norm=NORM, pad_token_id=pad, dropout=Dropout(hidden=0.1, attention=0.0, classifier=0.0),
   )  # fmt: skip
@@ -59,12 +62,13 @@ FAMILY = Family(
   config_to_hf=config_to_hf,
   sizes={
     "tiny": _size(2, 128, 2, 21128),
-    "base": _size(6, 768, 12, 50265, pad=1, start=2),
-    "randeng_139m": _size(6, 768, 12, 40000),
-    "randeng_759m": _size(12, 1536, 24, 40000),
+    "base": _size(6, 768, 12, 50265, pad=1, start=2, end=2),
+    "randeng_139m": _size(6, 768, 12, 50000),
+    "randeng_759m": _size(24, 1024, 16, 50000),
   },
   heads={
     "conditional_generation": functools.partial(LanguageModel, bias="fixed"),
+    "sequence_classification": EndTokenClassification,
     "text_infill": functools.partial(TextInfill, bias="fixed"),
   },
   model=EncoderDecoderModel,

@@ -27,7 +27,7 @@ def _positions(length: int) -> LearnedPositions:
 
 def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
-  fields = shared_fields(hf, _positions(hf.get("max_position_embeddings", 512)), start=0, scaled=False)
+  fields = shared_fields(hf, _positions(hf.get("max_position_embeddings", 512)), start=0, end=2)
   fields["decoder"] = dataclasses.replace(fields["decoder"], **_DECODER)
   return TransformerConfig(
     **fields, final_norm=hf.get("encoder_normalize_before", False), pad_token_id=hf.get("pad_token_id", 1)
@@ -49,7 +49,8 @@ def _size(encoder_layers: int, decoder_layers: int, width: int, heads: int, voca
     vocab_size=vocab_size, embed_dim=width, num_layers=encoder_layers, num_heads=heads, mlp_dim=4 * width,
     positions=positions, norm=NORM, pad_token_id=1, dropout=Dropout(hidden=0.1, attention=0.0, classifier=0.0),
     decoder=DecoderSpec(
-      num_layers=decoder_layers, num_heads=heads, mlp_dim=4 * width, positions=positions, **_DECODER
+      num_layers=decoder_layers, num_heads=heads, mlp_dim=4 * width, positions=positions, end_token_id=2,
+      **_DECODER,
     ),
   )  # fmt: skip
 

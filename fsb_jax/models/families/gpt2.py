@@ -16,7 +16,7 @@ from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
 
 _REQUIRED = {"add_cross_attention": False, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
-_FORM = dict(mask_kind="causal", norm_placement="pre", embedding_norm=False, final_norm=True)
+_FORM = dict(mask_kind="causal", norm_placement="pre", embedding_norm=False, final_norm=True, trains_padding=True)
 
 
 def config_from_hf(hf: Mapping) -> TransformerConfig:

@@ -20,7 +20,7 @@ def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
   positions = SinusoidPositions(length=hf.get("max_position_embeddings", 1024))
   return TransformerConfig(
-    **shared_fields(hf, positions, start=0, scaled=False), **_FORM, pad_token_id=hf.get("pad_token_id", 0)
+    **shared_fields(hf, positions, start=0, end=1), **_FORM, pad_token_id=hf.get("pad_token_id", 0)
   )
 
 
@@ -34,7 +34,9 @@ def _size(layers: int, width: int, heads: int) -> TransformerConfig:
   return TransformerConfig(
     **_FORM, vocab_size=50000, embed_dim=width, num_layers=layers, num_heads=heads, mlp_dim=4 * width,
     positions=positions, scale_embeddings=True, norm=NORM,
-    decoder=DecoderSpec(num_layers=layers, num_heads=heads, mlp_dim=4 * width, positions=positions),
+    decoder=DecoderSpec(
+      num_layers=layers, num_heads=heads, mlp_dim=4 * width, positions=positions, end_token_id=1
+    ),
     dropout=Dropout(hidden=0.1, attention=0.1, mlp=0.1, classifier=0.0),
   )  # fmt: skip
 

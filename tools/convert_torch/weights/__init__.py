@@ -44,7 +44,11 @@ class Table:
     rename: (pattern, replacement) that bring old names to today's.
     constants: tensors that hold nothing learned and yet must be in a file: name -> what a config makes them, None where
       it has no such tensor. `{i}` in a name is every layer that has rows. Those of a file are not read.
+    checked: constants that transformers reads from a file: ours must be the same.
     copies: tensors that always repeat another -> that one; they are not written.
+    untied_copies: the same of those that version 5 of transformers ties only where `config.tie_embeddings`; elsewhere
+      they are written.
+    keeps_apart: transformers ties embeddings whatever config.json says, unless the files hold two that differ.
     in_transformers: transformers has this family's classes.
     float64_in_transformers: they run in float64.
   """
@@ -54,7 +58,10 @@ class Table:
   ignore: tuple[str, ...] = ()
   rename: tuple[tuple[str, str], ...] = ()
   constants: Mapping[str, Callable[[Any], np.ndarray | None]] = dataclasses.field(default_factory=dict)
+  checked: tuple[str, ...] = ()
   copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  untied_copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  keeps_apart: bool = False
   in_transformers: bool = True
   float64_in_transformers: bool = True
 

@@ -12,7 +12,7 @@ COPIES = {f"model.{x}.embed_tokens.weight": "model.shared.weight" for x in ("enc
 
 
 def stack(name: str, cross_attention: bool) -> tuple[Row, ...]:
-  """Encoder or decoder."""
+  """Layers of the encoder or the decoder."""
   ours, theirs = f"{name}/layers_{{i}}", f"model.{name}.layers.{{i}}"
   change = decoder if name == "decoder" else lambda op: op
   ops = dict(
@@ -20,8 +20,6 @@ def stack(name: str, cross_attention: bool) -> tuple[Row, ...]:
     out=change(heads_in),
   )  # fmt: skip
   return (
-    Row(f"{name}/position_embed/embedding", f"model.{name}.embed_positions.weight", optional=True),
-    *norm(f"{name}/embedding_norm", f"model.{name}.layernorm_embedding", optional=True),
     *attention(f"{ours}/attention", f"{theirs}.self_attn", _NAMES, **ops),
     *norm(f"{ours}/attention_norm", f"{theirs}.self_attn_layer_norm"),
     *(attention(f"{ours}/cross_attention", f"{theirs}.encoder_attn", _NAMES, **ops) if cross_attention else ()),
@@ -29,16 +27,27 @@ def stack(name: str, cross_attention: bool) -> tuple[Row, ...]:
     *dense(f"{ours}/mlp/wi", f"{theirs}.fc1"),
     *dense(f"{ours}/mlp/wo", f"{theirs}.fc2"),
     *norm(f"{ours}/mlp_norm", f"{theirs}.final_layer_norm"),
-    *norm(f"{name}/final_norm", f"model.{name}.layer_norm", optional=True),
   )
 
 
 def rows() -> tuple[Row, ...]:
-  """Both stacks, the token table and the language model's head."""
+  """Both stacks' layers, the token table and the language model's head."""
   return (
     Row("token_embed/embedding", "model.shared.weight", pad_vocab),
     *stack("encoder", False),
     *stack("decoder", True),
     lm_head("model.shared.weight"),
     Row("head/lm/bias", "final_logits_bias", then(_row, pad_vocab)),
+  )
+
+
+def embeddings() -> tuple[Row, ...]:
+  """Both stacks' tables of positions and the norms of their embeddings."""
+  return tuple(
+    row
+    for name in ("encoder", "decoder")
+    for row in (
+      Row(f"{name}/position_embed/embedding", f"model.{name}.embed_positions.weight"),
+      *norm(f"{name}/embedding_norm", f"model.{name}.layernorm_embedding"),
+    )
   )

@@ -1,6 +1,6 @@
 """Rows that decoders share."""
 
-from convert_torch.ops import Op, heads_bias, heads_in, heads_out, linear, pad_vocab, then
+from convert_torch.ops import Op, heads_bias, heads_in, heads_out, linear, pad_vocab, same, then
 from convert_torch.weights import Row
 
 
@@ -12,21 +12,14 @@ def attention(
   query: tuple[Op, Op] = (heads_out, heads_bias),
   key_value: tuple[Op, Op] = (heads_out, heads_bias),
   out: Op = heads_in,
+  biases: bool = True,
 ) -> tuple[Row, ...]:
-  """Four projections, whose biases may lack; `names` are theirs of query, key, value and out."""
-  pairs = zip(("query", "key", "value"), names, (query, key_value, key_value))
-  return (
-    *(
-      row
-      for name, theirs_name, (op, bias) in pairs
-      for row in (
-        Row(f"{ours}/{name}/kernel", f"{theirs}.{theirs_name}.weight", op),
-        Row(f"{ours}/{name}/bias", f"{theirs}.{theirs_name}.bias", bias, optional=True),
-      )
-    ),
-    Row(f"{ours}/out/kernel", f"{theirs}.{names[3]}.weight", out),
-    Row(f"{ours}/out/bias", f"{theirs}.{names[3]}.bias", optional=True),
-  )
+  """Four projections; `names` are theirs of query, key, value and out. Some configs have no `biases`, or the family."""
+  ops = {"query": query, "key": key_value, "value": key_value, "out": (out, same)}
+  pairs = [(f"{ours}/{name}", f"{theirs}.{theirs_name}", *ops[name]) for name, theirs_name in zip(ops, names)]
+  kernels = (Row(f"{ours}/kernel", f"{theirs}.weight", op) for ours, theirs, op, _ in pairs)
+  rows = (Row(f"{ours}/bias", f"{theirs}.bias", op, optional=True) for ours, theirs, _, op in pairs)
+  return (*kernels, *rows) if biases else tuple(kernels)
 
 
 def lm_head(token_embed: str) -> Row:

@@ -14,7 +14,7 @@ def _stack(name: str) -> tuple[Row, ...]:
   change = decoder if decodes else lambda op: op
   ops = dict(
     query=(change(heads_out), change(heads_bias)), key_value=(change(heads_out), change(heads_bias)),
-    out=change(heads_in),
+    out=change(heads_in), biases=False,
   )  # fmt: skip
   cross = (
     *attention(f"{ours}/cross_attention", f"{theirs}.1.EncDecAttention", _NAMES, **ops),
@@ -48,4 +48,5 @@ TABLE = Table(
   # Old files have a bias of the cross-attention that nothing ever read.
   ignore=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
   copies={"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"},
+  keeps_apart=True,
 )

@@ -2,6 +2,9 @@
 
 from convert_torch.weights import Table
 from convert_torch.weights._bart_form import COPIES, rows
+from convert_torch.weights._bert_form import norm
+
+_TABLES = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 
 
 def _codes(config):
@@ -10,7 +13,12 @@ def _codes(config):
 
 TABLE = Table(
   prefix="model.",
-  rows=rows(),
-  copies=COPIES,
-  constants={f"model.{name}.embed_positions.weight": _codes for name in ("encoder", "decoder")},
+  rows=(
+    *rows(),
+    *norm("encoder/final_norm", "model.encoder.layer_norm"),
+    *norm("decoder/final_norm", "model.decoder.layer_norm"),
+  ),
+  untied_copies=COPIES,
+  constants=dict.fromkeys(_TABLES, _codes),
+  checked=_TABLES,
 )
