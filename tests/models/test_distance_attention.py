@@ -84,17 +84,22 @@ def whole_and_stepwise(config, chunks, mask=None):
 
 
 @pytest.mark.parametrize(
-  "config,chunks", [(TINY, (4, 1, 1, 3, 1, 1)), (TINY.with_run(scan_layers=False), (1, 10)), (ABSOLUTE, (2, 8, 1))]
+  "config,chunks",
+  [
+    (TINY, (9, 1, 1)),
+    pytest.param(TINY, (4, 1, 1, 3, 1, 1), marks=pytest.mark.slow),
+    pytest.param(TINY.with_run(scan_layers=False), (1, 10), marks=pytest.mark.slow),
+    pytest.param(ABSOLUTE, (2, 8, 1), marks=pytest.mark.slow),
+  ],
 )
 def test_with_a_cache_logits_are_the_same(config, chunks):
-  whole, stepwise = whole_and_stepwise(config, chunks)
-  np.testing.assert_allclose(stepwise, whole, rtol=1e-9, atol=1e-9)
-  # As long as all of it is remembered.
-  _, stepwise = whole_and_stepwise(dataclasses.replace(config, memory=10), chunks)
-  np.testing.assert_allclose(stepwise, whole, rtol=1e-9, atol=1e-9)
+  # All of it is remembered.
+  for memory in (None, 10):
+    whole, stepwise = whole_and_stepwise(dataclasses.replace(config, memory=memory), chunks)
+    np.testing.assert_allclose(stepwise, whole, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("config", [TINY, ABSOLUTE])
+@pytest.mark.parametrize("config", [TINY, pytest.param(ABSOLUTE, marks=pytest.mark.slow)])
 def test_a_cache_remembers_so_many_tokens_before_a_call(config):
   chunks = (4, 1, 1, 3, 1, 1)
   first = np.repeat(np.cumsum(chunks) - chunks, chunks)
