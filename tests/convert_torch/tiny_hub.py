@@ -88,8 +88,8 @@ LM = {
   for name, family in models.all_families().items()
 }
 # Those that go on with a text, and those that read one and write another.
-DECODERS = tuple(name for name in FAMILIES if models.family(name).model is DecoderModel)
-ENCODER_DECODERS = tuple(name for name in FAMILIES if models.family(name).model is EncoderDecoderModel)
+DECODERS = tuple(name for name, family in models.all_families().items() if family.model is DecoderModel)
+ENCODER_DECODERS = tuple(name for name, family in models.all_families().items() if family.model is EncoderDecoderModel)
 # Heads of each that transformers has.
 HEADS = {
   name: ["base", *(head for head in models.family(name).heads if models.family(name).in_transformers(head))]

@@ -7,7 +7,8 @@ import jax
 import pytest
 import torch
 from convert_torch.hub import param_shapes
-from tiny_hub import FAMILIES, HEADS, LM, ORIGINALS, torch_class
+from convert_torch.weights import table
+from tiny_hub import DECODERS, ENCODER_DECODERS, FAMILIES, HEADS, LM, ORIGINAL_DECODERS, ORIGINALS, torch_class
 
 from fsb_jax import models
 from fsb_jax.errors import UserError
@@ -17,8 +18,18 @@ from fsb_jax.models.layers import ACTIVATIONS, NormSpec
 SIZES = [(name, size) for name, family in models.all_families().items() for size in family.sizes]
 SHAPE = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
 # What a config must say beside it, where transformers' default is something that we lack.
+_BART = dict(
+  d_model=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=48, decoder_layers=3,
+  decoder_attention_heads=2, decoder_ffn_dim=40,
+)  # fmt: skip
+_T5 = dict(d_model=32, num_layers=2, num_heads=4, d_ff=48, d_kv=6, num_decoder_layers=3)
 ALSO = {
+  "bart": _BART,
   "deberta_v2": dict(relative_attention=True),
+  "gpt2": dict(n_embd=32, n_layer=2, n_head=4, n_inner=48),
+  "mt5": _T5,
+  "pegasus": _BART,
+  "t5": _T5,
   "xlnet": dict(d_model=32, n_layer=2, n_head=4, d_inner=48),
   "zen1": dict(word_size=40, num_hidden_word_layers=1),
   "zen2": dict(word_size=40, num_hidden_word_layers=1),
@@ -33,7 +44,11 @@ def parameter_count(family, head, config):
   with torch.device("meta"):
     chosen = torch_class(family, head)
     model = chosen(chosen.config_class(**models.family(family).config_to_hf(config)))
-  return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+  trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+  fixed = [x for name, x in model.named_buffers() if name == "final_logits_bias"]
+  # transformers ties T5's whatever a config says.
+  apart = [model.lm_head.weight] if not config.tie_embeddings and table(family).keeps_apart and head != "base" else []
+  return sum(x.numel() for x in (*trained, *fixed, *apart))
 
 
 @pytest.mark.parametrize("head", ["base", "lm"])
@@ -50,11 +65,11 @@ def test_every_size_runs_in_its_longest_sequence(family, size):
   model = models.build(family, config)
   length = getattr(config.positions, "usable_length", 512)
   ids = jax.ShapeDtypeStruct((2, length), "int32")
-  out = jax.eval_shape(model.apply, {"params": models.abstract_params(model)}, ids)
+  written = {"decoder_input_ids": ids} if family in ENCODER_DECODERS else {}
+  out = jax.eval_shape(model.apply, {"params": models.abstract_params(model)}, ids, **written)
   assert out.last_hidden_state.shape == (2, length, config.embed_dim)
-  assert (out.pooler_output.shape if config.base_pooler else out.pooler_output) == (
-    (2, config.embed_dim) if config.base_pooler else None
-  )
+  pools = config.base_pooler and family not in DECODERS + ENCODER_DECODERS
+  assert (out.pooler_output.shape if pools else out.pooler_output) == ((2, config.embed_dim) if pools else None)
 
 
 def test_published_sizes():
@@ -84,8 +99,31 @@ def test_published_sizes():
     ("zhouwenwang", "unified_110m"): 0.102e9,
     ("zhouwenwang", "unified_1_3b"): 1.26e9,
   }
-  for (family, size), expected in published.items():
-    shapes = param_shapes(models.build(family, models.sized(family, size)))
+  # Of models that write with the vocabulary's kernel.
+  writes = {
+    # Radford et al. 2019's small one with the corrected count, which the name rounds down; the model card's 3.5B has
+    # 3.56.
+    ("gpt2", "wenzhong_110m"): 0.124e9,
+    ("gpt2", "wenzhong_3_5b"): 3.56e9,
+    # Touvron et al. 2023, 2307.09288; of the Hub's model cards Ziya, Randeng-T5, -BART and -Pegasus.
+    ("llama", "ziya_13b"): 13.1e9,
+    ("llama", "chinese_llama_7b"): 6.89e9,
+    ("llama", "chinese_alpaca_13b"): 13.2e9,
+    ("llama", "chinese_alpaca_2_1_3b"): 1.26e9,
+    ("llama", "chinese_alpaca_2_7b"): 6.93e9,
+    ("llama", "llama_3_chinese_8b"): 8.03e9,
+    ("t5", "base"): 0.223e9,
+    ("mt5", "randeng_77m"): 0.077e9,
+    ("mt5", "randeng_784m"): 0.784e9,
+    ("bart", "base"): 0.139e9,
+    ("bart", "randeng_139m"): 0.139e9,
+    ("bart", "randeng_759m"): 0.759e9,
+    ("pegasus", "randeng_238m"): 0.238e9,
+    ("pegasus", "randeng_523m"): 0.523e9,
+  }
+  for (family, size), expected in {**published, **writes}.items():
+    head = LM[family] if (family, size) in writes else "base"
+    shapes = param_shapes(models.build(family, models.sized(family, size), head))
     # To the digits that are published.
     allowed = 0.03 if expected < 0.05e9 else 0.01
     assert sum(math.prod(shape) for shape in shapes.values()) == pytest.approx(expected, rel=allowed)
@@ -97,14 +135,31 @@ def test_config_round_trip_of_every_size(family, size):
   assert chosen.config_from_hf(chosen.config_to_hf(config)) == config
 
 
-@pytest.mark.parametrize("family", models.all_families())
+_GATED = dict(activations=("gelu_new", "linear"), norm=NormSpec(kind="rms", epsilon=1e-3))
+# What decoders have of the fields that are changed; T5 has one rate of dropout, BART's and Pegasus's norm is fixed.
+OF_DECODERS = {
+  "bart": dict(norm=NormSpec(epsilon=1e-5), dropout=Dropout(hidden=0.2, attention=0.3, mlp=0.1, classifier=0.4)),
+  "gpt2": dict(dropout=Dropout(hidden=0.2, embedding=0.3, attention=0.4)),
+  "llama": dict(**_GATED, dropout=Dropout(hidden=0.0, attention=0.3), num_kv_heads=2, head_size=6),
+  "mt5": dict(**_GATED, dropout=Dropout(hidden=0.2, attention=0.2, mlp=0.2, output=0.2, classifier=0.4)),
+}
+OF_DECODERS |= {"pegasus": OF_DECODERS["bart"], "t5": {**OF_DECODERS["mt5"], "activations": ("silu",)}}
+
+
+# Those of the original's writers are in convert_torch/test_original_decoders.py.
+@pytest.mark.parametrize("family", [name for name in models.all_families() if name not in ORIGINAL_DECODERS])
 def test_config_round_trip_of_every_field(family):
   chosen = models.family(family)
   config = chosen.config_from_hf(shape(family))
   config = dataclasses.replace(
     config, activations=("gelu_new",), norm=NormSpec(epsilon=1e-3), tie_embeddings=False, initializer_range=0.5
   )
-  if family == "xlnet":
+  if family in OF_DECODERS:
+    length = "max_distance" if hasattr(config.positions, "max_distance") else "length"
+    positions = dataclasses.replace(config.positions, **{length: 77})
+    decoder = config.decoder and dataclasses.replace(config.decoder, positions=positions, start_token_id=7)
+    config = dataclasses.replace(config, positions=positions, decoder=decoder, **OF_DECODERS[family])
+  elif family == "xlnet":
     # It has one rate of dropout, and neither token types nor a longest sequence.
     positions = dataclasses.replace(config.positions, clamp=5, memory=7, reuse=3)
     config = dataclasses.replace(config, positions=positions, dropout=Dropout(hidden=0.2, attention=0.2, mlp=0.2))
@@ -122,17 +177,57 @@ def test_config_round_trip_of_every_field(family):
     return
   # What transformers itself makes of these fields, and writes, reads back the same.
   theirs = torch_class(family, "base").config_class(**hf)
-  assert chosen.config_from_hf(theirs.to_dict()) == config
+  expected = dataclasses.replace(config, tie_embeddings=True) if table(family).keeps_apart else config
+  assert chosen.config_from_hf(theirs.to_dict()) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fields_a_config_leaves_out_are_transformers_defaults(family):
   chosen = models.family(family)
   theirs = torch_class(family, "base").config_class(**shape(family))
-  assert chosen.config_from_hf(shape(family)) == chosen.config_from_hf(theirs.to_dict())
+  ours, meant = chosen.config_from_hf(shape(family)), chosen.config_from_hf(theirs.to_dict())
+  if family == "mt5":
+    # Before version 5 of transformers it was not tied, and now it is whatever a config says.
+    assert not ours.tie_embeddings and meant.tie_embeddings
+    ours = dataclasses.replace(ours, tie_embeddings=True)
+  assert ours == meant
 
 
-@pytest.mark.parametrize("family", models.all_families())
+@pytest.mark.parametrize(
+  "family,changes,message",
+  [
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "config.json says scale_attn_by_inverse_layer_idx=True"),
+    ("gpt2", {"scale_attn_weights": False}, "config.json says scale_attn_weights=False"),
+    ("gpt2", {"add_cross_attention": True}, "config.json says add_cross_attention=True"),
+    ("gpt2", {"activation_function": "mish"}, "config.json says activation_function='mish'"),
+    ("gpt2", {"n_head": 5}, "config.json says n_embd=32, which is no multiple of n_head=5"),
+    ("gpt2", {"vocab_size": None, "n_layer": None}, "config.json lacks vocab_size, n_layer"),
+    ("llama", {"hidden_act": "mish"}, "config.json says hidden_act='mish'"),
+    ("llama", {"num_attention_heads": 5}, "hidden_size=32, which is no multiple of num_attention_heads=5"),
+    ("llama", {"num_key_value_heads": 3}, "num_attention_heads=4, which is no multiple of num_key_value_heads=3"),
+    ("llama", {"use_parallel_residual": True}, "config.json says use_parallel_residual=True"),
+    ("llama", {"rope_scaling": {"type": "longrope", "factor": 2.0}}, "config.json says rope_type='longrope'"),
+    ("llama", {"rope_scaling": {"rope_type": "linear"}}, "scales positions by rope_type='linear', but lacks factor"),
+    ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks low_freq_factor, high_freq_factor"),
+    ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "turns a part of each head"),
+    ("t5", {"feed_forward_proj": "gated-mish"}, "feed_forward_proj='gated-mish', which fsb_jax does not know"),
+    ("mt5", {"feed_forward_proj": "mish"}, "feed_forward_proj='mish', which fsb_jax does not know"),
+    ("t5", {"d_kv": None}, "config.json lacks d_kv"),
+    ("bart", {"decoder_attention_heads": 5}, "d_model=32, which is no multiple of decoder_attention_heads=5"),
+    ("bart", {"normalize_before": True}, "config.json says normalize_before=True"),
+    ("bart", {"activation_function": "mish"}, "config.json says activation_function='mish'"),
+    ("pegasus", {"static_position_embeddings": False}, "config.json says static_position_embeddings=False"),
+    ("pegasus", {"decoder_layers": None}, "config.json lacks decoder_layers"),
+  ],
+)
+def test_what_decoders_do_not_support_is_refused_in_one_sentence(family, changes, message):
+  hf = {name: value for name, value in {**shape(family), **changes}.items() if value is not None}
+  with pytest.raises(UserError) as error:
+    models.family(family).config_from_hf(hf)
+  assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", [x for x in models.all_families() if x not in DECODERS + ENCODER_DECODERS])
 @pytest.mark.parametrize(
   "changes,message",
   [
@@ -213,13 +308,13 @@ def test_an_unknown_activation_is_answered_with_the_known_ones():
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
-  with pytest.raises(UserError, match="unknown model family 'brt'; known: albert, bert, deberta_v2"):
+  with pytest.raises(UserError, match="unknown model family 'brt'; known: albert, bart, bert, deberta_v2"):
     models.family("brt")
   with pytest.raises(UserError, match="unknown size 'huge' of the roberta family; known: roberta_base"):
     models.sized("roberta", "huge")
   with pytest.raises(UserError, match="the roberta family has no head 'pretraining'; known: base, masked_lm"):
     models.build("roberta", models.sized("roberta", "roberta_base"), "pretraining")
-  with pytest.raises(UserError, match="model_type 'gpt_neo'.*known: albert, bert, deberta-v2"):
+  with pytest.raises(UserError, match="model_type 'gpt_neo'.*known: albert, bart, bert, deberta-v2"):
     models.family_of_hub_config({"model_type": "gpt_neo"})
   with pytest.raises(UserError, match="BertLMHeadModel is not a head of the bert family"):
     models.family("bert").head_of("BertLMHeadModel")

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from tiny_hub import LM
 
 from fsb_jax import models
 from fsb_jax.partitioning import Partitioner, make_mesh
@@ -184,7 +185,7 @@ def test_levers_equal_one_device(batch):
 @pytest.mark.slow
 def test_every_family_equals_one_device(family, mesh, batch):
   partitioner = Partitioner(mesh)
-  options = {"family": family, "head": "masked_lm" if "masked_lm" in models.family(family).heads else "lm"}
+  options = {"family": family, "head": LM[family]}
   config = config_for(partitioner, family)
   if config.window is not None:
     batch = {**batch, "global_attention_mask": (batch["input_ids"] % 5 == 0).astype(np.int32)}

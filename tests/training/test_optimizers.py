@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from convert_torch.weights import table
+from tiny_hub import LM
 
 from fsb_jax import models
 from fsb_jax.errors import UserError
@@ -336,14 +337,15 @@ def test_clipping_is_by_the_norm_of_all_gradients(norm, expected):
 @pytest.mark.parametrize("scan", [True, False])
 def test_decay_takes_kernels_and_embeddings_of_real_models(family, scan):
   size = next(iter(models.family(family).sizes))
-  head = "masked_lm" if "masked_lm" in models.family(family).heads else "lm"
-  model = models.build(family, models.sized(family, size, scan_layers=scan), head)
+  model = models.build(family, models.sized(family, size, scan_layers=scan), LM[family])
   boxed = models.abstract_params(model)
   flags = models.flatten(decay_mask(nn.meta.unbox(models.abstract_params(model))))
   # Boxed parameters, as the partitioner sees them, are told apart the same way.
   assert jax.tree.leaves(decay_mask(boxed)) == [flags[path] for path in sorted(flags)]
   kept = {path for path, decays in flags.items() if not decays}
-  assert {re.split("[/_]", path)[-1] for path in kept} == {"bias", "scale"}
+  # LLaMA and T5 have no biases.
+  unbiased = family in ("llama", "mt5", "t5")
+  assert {re.split("[/_]", path)[-1] for path in kept} == ({"scale"} if unbiased else {"bias", "scale"})
   assert {re.split("[/_]", path)[-1] for path in set(flags) - kept} <= {"kernel", "embedding", "embed"}
 
 

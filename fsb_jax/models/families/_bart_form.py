@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from fsb_jax.models.config import DecoderSpec, Dropout, TransformerConfig
-from fsb_jax.models.families._decoder_form import known_activation, require_fields
+from fsb_jax.models.families._bert_form import require_values
+from fsb_jax.models.families._decoder_form import known_activation, require_fields, require_multiple
 from fsb_jax.models.layers import NormSpec
 
 _SHAPE = ("vocab_size", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "decoder_layers",
@@ -11,16 +12,19 @@ _SHAPE = ("vocab_size", "d_model", "encoder_layers", "encoder_attention_heads", 
 NORM = NormSpec(epsilon=1e-5)
 
 
-def shared_fields(hf: Mapping, positions, start: int, end: int) -> dict:
+def shared_fields(hf: Mapping, positions, required: Mapping, start: int, end: int) -> dict:
   """Reads the shared fields into arguments of `TransformerConfig`.
 
   Args:
     hf: the Hub's config.
     positions: of both stacks.
+    required: options of old configs, with the only value of each that we read.
     start: the id a text begins with where the config does not say.
     end: the id it ends with where the config does not say.
   """
   require_fields(hf, _SHAPE)
+  require_values(hf, required)
+  require_multiple(hf, "d_model", "encoder_attention_heads", "decoder_attention_heads")
   said, ends = hf.get("decoder_start_token_id"), hf.get("eos_token_id", end)
   return dict(
     vocab_size=hf["vocab_size"],

@@ -20,3 +20,10 @@ def known_activation(field: str, name: str) -> str:
       f"config.json says {field}={name!r}, which fsb_jax does not know; known: {', '.join(sorted(ACTIVATIONS))}"
     )
   return name
+
+
+def require_multiple(hf: Mapping, size: str, *parts: str) -> None:
+  """UserError where a size is no multiple of the number of its parts; all are fields of the config."""
+  for name in parts:
+    if hf[size] % hf[name]:
+      raise UserError(f"config.json says {size}={hf[size]}, which is no multiple of {name}={hf[name]}")

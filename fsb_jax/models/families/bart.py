@@ -15,6 +15,10 @@ from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
 from fsb_jax.models.text_infill import TextInfill
 
+_REQUIRED = {
+  "normalize_before": False, "normalize_embedding": True, "add_final_layer_norm": False,
+  "static_position_embeddings": False,
+}  # fmt: skip
 # The first rows of its table are not used.
 _FIRST = 2
 
@@ -25,7 +29,7 @@ def _positions(length: int) -> LearnedPositions:
 
 def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
-  fields = shared_fields(hf, _positions(hf.get("max_position_embeddings", 1024)), start=2, end=2)
+  fields = shared_fields(hf, _positions(hf.get("max_position_embeddings", 1024)), _REQUIRED, start=2, end=2)
   told = {name: hf[name] for name in TextInfill.sizes if name in hf}
   return TransformerConfig(**fields, pad_token_id=hf.get("pad_token_id", 1), head_sizes=HeadSizes(**told))
 

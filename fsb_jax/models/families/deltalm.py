@@ -27,7 +27,7 @@ def _positions(length: int) -> LearnedPositions:
 
 def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
-  fields = shared_fields(hf, _positions(hf.get("max_position_embeddings", 512)), start=0, end=2)
+  fields = shared_fields(hf, _positions(hf.get("max_position_embeddings", 512)), {}, start=0, end=2)
   fields["decoder"] = dataclasses.replace(fields["decoder"], **_DECODER)
   return TransformerConfig(
     **fields, final_norm=hf.get("encoder_normalize_before", False), pad_token_id=hf.get("pad_token_id", 1)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from fsb_jax.models.config import Dropout, TransformerConfig
 from fsb_jax.models.decoder import DecoderModel
 from fsb_jax.models.families._bert_form import require_values
-from fsb_jax.models.families._decoder_form import known_activation, require_fields
+from fsb_jax.models.families._decoder_form import known_activation, require_fields, require_multiple
 from fsb_jax.models.heads import LanguageModel, LastTokenClassification, TokenClassification
 from fsb_jax.models.layers import NormSpec
 from fsb_jax.models.positions import LearnedPositions
@@ -23,6 +23,8 @@ def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
   require_fields(hf, ("vocab_size", "n_embd", "n_layer", "n_head"))
   require_values(hf, _REQUIRED)
+  require_multiple(hf, "n_embd", "n_head")
+  hidden, embedding = hf.get("resid_pdrop", 0.1), hf.get("embd_pdrop", 0.1)
   return TransformerConfig(
     **_FORM,
     vocab_size=hf["vocab_size"],
@@ -37,7 +39,7 @@ def config_from_hf(hf: Mapping) -> TransformerConfig:
     pad_token_id=hf.get("pad_token_id"),
     initializer_range=hf.get("initializer_range", 0.02),
     dropout=Dropout(
-      hidden=hf.get("resid_pdrop", 0.1), embedding=hf.get("embd_pdrop", 0.1), attention=hf.get("attn_pdrop", 0.1)
+      hidden=hidden, embedding=None if embedding == hidden else embedding, attention=hf.get("attn_pdrop", 0.1)
     ),
   )
 

@@ -11,7 +11,7 @@ from fsb_jax.errors import UserError
 from fsb_jax.models.config import Dropout, TransformerConfig
 from fsb_jax.models.decoder import DecoderModel
 from fsb_jax.models.families._bert_form import require_values
-from fsb_jax.models.families._decoder_form import known_activation, require_fields
+from fsb_jax.models.families._decoder_form import known_activation, require_fields, require_multiple
 from fsb_jax.models.heads import LanguageModel, LastTokenClassification
 from fsb_jax.models.layers import NormSpec
 from fsb_jax.models.registry import Family
@@ -22,13 +22,18 @@ _FORM = dict(mask_kind="causal", norm_placement="pre", embedding_norm=False, fin
 _YARN = {"beta_fast": "fast", "beta_slow": "slow", "attention_factor": "magnitude", "truncate": "truncate"}
 _LLAMA3 = {"low_freq_factor": "low", "high_freq_factor": "high"}
 _ORIGINAL = "original_max_position_embeddings"
-_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
+# Ways to scale, and what each must say.
+_KINDS = {"default": (), "linear": ("factor",), "dynamic": ("factor",), "yarn": (), "llama3": ("factor", *_LLAMA3)}
 
 
 def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
   require_fields(hf, ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"))
   require_values(hf, {"use_parallel_residual": False})
+  if not hf.get("head_dim"):
+    require_multiple(hf, "hidden_size", "num_attention_heads")
+  if hf.get("num_key_value_heads"):
+    require_multiple(hf, "num_attention_heads", "num_key_value_heads")
   width, heads = hf["hidden_size"], hf["num_attention_heads"]
   kv_heads, head_dim = hf.get("num_key_value_heads") or heads, hf.get("head_dim") or width // heads
   return TransformerConfig(
@@ -64,6 +69,9 @@ def _positions(hf: Mapping) -> ScaledRotary:
     )
   if said.get("partial_rotary_factor", 1.0) != 1.0 or said.get("mscale") or said.get("mscale_all_dim"):
     raise UserError("config.json turns a part of each head or scales it by mscale, which fsb_jax does not support")
+  missing = [name for name in _KINDS[kind] if said.get(name) is None]
+  if missing:
+    raise UserError(f"config.json scales positions by rope_type={kind!r}, but lacks {', '.join(missing)}")
   original = said.get(_ORIGINAL) or hf.get(_ORIGINAL) or length
   factor = said.get("factor") or length / original
 

@@ -13,6 +13,10 @@ from fsb_jax.models.heads import LanguageModel
 from fsb_jax.models.positions import SinusoidPositions
 from fsb_jax.models.registry import Family
 
+_REQUIRED = {
+  "normalize_before": True, "normalize_embedding": False, "add_final_layer_norm": True,
+  "static_position_embeddings": True,
+}  # fmt: skip
 _FORM = dict(norm_placement="pre", embedding_norm=False, final_norm=True)
 
 
@@ -20,7 +24,7 @@ def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
   positions = SinusoidPositions(length=hf.get("max_position_embeddings", 1024))
   return TransformerConfig(
-    **shared_fields(hf, positions, start=0, end=1), **_FORM, pad_token_id=hf.get("pad_token_id", 0)
+    **shared_fields(hf, positions, _REQUIRED, start=0, end=1), **_FORM, pad_token_id=hf.get("pad_token_id", 0)
   )
 
 
