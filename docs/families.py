@@ -29,7 +29,7 @@ compared with the original on `bert`, `megatron_bert`, `deberta_v2` and `albert`
 
 """
 # Families on which the heads of the original code are compared with what it computed.
-COMPARED = {"tcbert": ("bert", "megatron_bert")}
+COMPARED = {"tcbert": ("bert", "megatron_bert"), "text_infill": ("bart",)}
 
 
 def families():

@@ -40,7 +40,7 @@ class Dropout:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadSizes:
-  """Widths inside heads that have one of their own, by their names in config.json.
+  """Widths inside heads that have one of their own, and what else they are told, by their names in config.json.
 
   They lie in the config, because they are facts of a checkpoint that config.json says and that every folder of ours
   keeps there; a head reads its own, and names those in `sizes`.
@@ -48,10 +48,19 @@ class HeadSizes:
   Attributes:
     biaffine_size: of Ubert's query and key.
     triaffine_hidden_size: of UniEX's start, end and type.
+    encoder_loss_type: of text infilling, see `text_infill.TextInfill`.
+    loss_weight: what its encoder's part of the loss is multiplied by.
   """
 
   biaffine_size: int = 256
   triaffine_hidden_size: int = 256
+  encoder_loss_type: int = 0
+  loss_weight: float = 1.0
+
+  def __post_init__(self):
+    if self.encoder_loss_type not in (0, 1):
+      said = self.encoder_loss_type
+      raise UserError(f"config.json says encoder_loss_type={said!r}; known: 0 (classes), 1 (a number)")
 
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -101,7 +110,7 @@ class DecoderSpec:
     num_layers: see `TransformerConfig`, as the next three.
     num_heads: as above.
     mlp_dim: as above.
-    positions: as above.
+    positions: as above; None for the encoder's, of which one table serves both.
     sublayers: as above; "cross_attention" sees what the encoder made.
     final_norm: as above; None for the encoder's.
     start_token_id: id that a text begins with.
@@ -111,7 +120,7 @@ class DecoderSpec:
   num_layers: int
   num_heads: int
   mlp_dim: int
-  positions: Any
+  positions: Any = None
   sublayers: tuple[str, ...] = ("attention", "cross_attention", "mlp")
   final_norm: bool | None = None
   start_token_id: int = 0
@@ -151,6 +160,7 @@ class TransformerConfig:
     mask_embeddings: embeddings of padding are zero.
     mask_kind: "padding"; "prefix" where token types say what is generated, see `masks.prefix_mask`; or "causal" where
       tokens see no later ones.
+    memory: how many tokens before a call's a cache lets them see; None for all.
     mask_fill: what a masked score becomes, see `masks.Mask`.
     base_pooler: the encoder without a head has a pooler.
     pooler_activation: of the pooler, wherever there is one.
@@ -190,6 +200,7 @@ class TransformerConfig:
   final_norm: bool = False
   mask_embeddings: bool = False
   mask_kind: Literal["padding", "prefix", "causal"] = "padding"
+  memory: int | None = None
   mask_fill: str = "finfo_min"
   base_pooler: bool = True
   pooler_activation: str = "tanh"
@@ -226,8 +237,9 @@ class TransformerConfig:
     if spec is None:
       return self
     return dataclasses.replace(
-      self, num_layers=spec.num_layers, num_heads=spec.num_heads, mlp_dim=spec.mlp_dim, positions=spec.positions,
-      sublayers=spec.sublayers, final_norm=self.final_norm if spec.final_norm is None else spec.final_norm,
+      self, num_layers=spec.num_layers, num_heads=spec.num_heads, mlp_dim=spec.mlp_dim,
+      positions=self.positions if spec.positions is None else spec.positions, sublayers=spec.sublayers,
+      final_norm=self.final_norm if spec.final_norm is None else spec.final_norm,
       mask_kind="causal", decoder=None,
     )  # fmt: skip
 

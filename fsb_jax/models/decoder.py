@@ -28,6 +28,7 @@ class EmbeddedStack(Stack):
     cache: Cache | None = None,
     encoded: jax.Array | None = None,
     encoded_mask: Mask | None = None,
+    position_table: Embed | None = None,
     **context: Any,
   ) -> tuple[jax.Array, LayerOutput]:
     """Runs the stack.
@@ -39,6 +40,7 @@ class EmbeddedStack(Stack):
       cache: of the tokens before.
       encoded: see `Context`.
       encoded_mask: see `Context`.
+      position_table: see `LearnedPositions.embed`.
       **context: see `Context`.
 
     Returns:
@@ -51,12 +53,16 @@ class EmbeddedStack(Stack):
       span = Span(queries=length, keys=length)
     else:
       real = cache.reading(attention_mask, length)
-      mask = Mask(keys=real, offset=cache.index, causal=causal, fill=config.mask_fill)
+      remembered = real
+      if config.memory is not None:
+        remembered &= jnp.arange(cache.length) >= cache.index - config.memory
+      mask = Mask(keys=remembered, offset=cache.index, causal=causal, fill=config.mask_fill)
       span = Span(queries=length, keys=cache.length, offset=cache.index)
     if position_ids is None:
       position_ids = config.positions.ids(tokens[..., 0], span.offset)
     hidden = tokens * config.embed_dim**0.5 if config.scale_embeddings else tokens
-    hidden = hidden + config.positions.embed(config, position_ids)
+    table = () if position_table is None else (position_table,)
+    hidden = hidden + config.positions.embed(config, position_ids, *table)
     if config.embedding_norm:
       hidden = config.norm("embedding_norm", config.run)(hidden)
     hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)

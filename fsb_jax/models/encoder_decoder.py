@@ -19,7 +19,7 @@ class EncoderDecoderModel(nn.Module):
 
   Attributes:
     config: a `TransformerConfig` with a `decoder`.
-    head: an unbound head module on the decoder, or None.
+    head: an unbound head module on the decoder, or on the encoder (`of_encoder`), or None.
   """
 
   config: Any
@@ -28,6 +28,8 @@ class EncoderDecoderModel(nn.Module):
   def setup(self):
     """Declares the parts that `encode` and `__call__` share."""
     self.token_embed = token_table(self.config)
+    shared = self.config.decoder.positions is None
+    self.position_embed = self.config.positions.table(self.config) if shared else None
     self.encoder = EmbeddedStack(self.config)
     self.decoder = EmbeddedStack(self.config.decoder_config)
 
@@ -45,7 +47,7 @@ class EncoderDecoderModel(nn.Module):
   ) -> BaseOutput:
     """Reads a batch; the arguments are those of `__call__`."""
     hidden, beside = self.encoder(
-      self.token_embed(input_ids), attention_mask,
+      self.token_embed(input_ids), attention_mask, position_table=self.position_embed,
       deterministic=deterministic, output_hidden_states=output_hidden_states, output_attentions=output_attentions,
     )  # fmt: skip
     return BaseOutput(last_hidden_state=hidden, hidden_states=beside.hidden_states, attentions=beside.attentions)
@@ -87,6 +89,8 @@ class EncoderDecoderModel(nn.Module):
     )
     if encoder_outputs is None:
       encoder_outputs = self.encode(input_ids, attention_mask, **asked)
+    if self.head is not None and self.head.of_encoder:
+      return with_head(self.head, encoder_outputs, self.token_embed.attend, deterministic, None, head_inputs)
     pools = self.head is not None and self.head.uses_pooler
     if decoder_input_ids is None and (pools or self.is_initializing()):
       decoder_input_ids = jnp.roll(input_ids, 1, axis=1).at[:, 0].set(self.config.decoder.start_token_id)
@@ -96,11 +100,14 @@ class EncoderDecoderModel(nn.Module):
       )
     hidden, beside = self.decoder(
       self.token_embed(decoder_input_ids), decoder_attention_mask, None, cache,
-      encoded=encoder_outputs.last_hidden_state,
+      encoded=encoder_outputs.last_hidden_state, position_table=self.position_embed,
       encoded_mask=mask_from_attention_mask(attention_mask, self.config.mask_fill), **asked,
     )  # fmt: skip
     pooled = hidden[jnp.arange(len(hidden)), self._ends(input_ids)] if pools else None
-    decoded = BaseOutput(last_hidden_state=hidden, pooler_output=pooled)
+    decoded = BaseOutput(
+      last_hidden_state=hidden, pooler_output=pooled,
+      encoder_last_hidden_state=encoder_outputs.last_hidden_state
+    )
     result = with_head(self.head, decoded, self.token_embed.attend, deterministic, None, head_inputs)
     return result.replace(
       hidden_states=None, attentions=None,

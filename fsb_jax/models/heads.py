@@ -1,6 +1,7 @@
 """Heads on an encoder. Each reads a `BaseOutput` and returns its own struct of `outputs.py`.
 
-A head class says by `uses_pooler` whether the encoder computes its pooler for it. Arrays that its `__call__` takes
+A head class says by `uses_pooler` whether the encoder computes its pooler for it, and by `of_encoder` whether it reads
+the encoder of an encoder-decoder, which then has no decoder. Arrays that its `__call__` takes
 beyond the first three are inputs of the model with that head, by the same names; they must have defaults.
 """
 
@@ -32,6 +33,7 @@ class Head(nn.Module):
   global_tokens: str = "none"
 
   uses_pooler = False
+  of_encoder = False
 
   def classify(self, x: jax.Array, deterministic: bool, name: str = "classifier") -> jax.Array:
     """Dropout and a linear layer to `num_labels`, `[..., embed] -> [..., num_labels]`."""
@@ -215,13 +217,26 @@ class LanguageModel(Head):
       deterministic: no dropout.
       lm_positions: int `[batch, asked]`, where to score it; everywhere if not given.
     """
-    config, hidden, length = self.config, encoded.last_hidden_state, "activation_length"
-    if lm_positions is not None:
-      hidden, length = jnp.take_along_axis(hidden, lm_positions[..., None], axis=1), None
+    return outputs.MaskedLMOutput(logits=self.score(encoded.last_hidden_state, attend, lm_positions))
+
+  def score(self, hidden: jax.Array, attend: Attend, positions: jax.Array | None = None) -> jax.Array:
+    """Of hidden states `[batch, length, embed]`, `[batch, length or asked, vocab]`."""
+    config, length = self.config, "activation_length"
+    if positions is not None:
+      hidden, length = jnp.take_along_axis(hidden, positions[..., None], axis=1), None
     if config.scale_logits:
       hidden = hidden * config.embed_dim**-0.5
-    logits = Decoder(config, self.bias, name="lm")(hidden, attend, length)
-    return outputs.MaskedLMOutput(logits=logits)
+    return Decoder(config, self.bias, name="lm")(hidden, attend, length)
+
+
+class EncoderAlone(Head):
+  """What an encoder-decoder's encoder made, as it is."""
+
+  of_encoder = True
+
+  def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.BaseOutput:
+    """See the module's docstring."""
+    return encoded
 
 
 class LastTokenClassification(Head):

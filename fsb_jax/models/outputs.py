@@ -102,6 +102,21 @@ class TCBertOutput(Output):
 
 
 @struct.dataclass
+class TextInfillOutput(Output):
+  """`logits` `[batch, written, vocab]` and `encoder_logits`, of every token that is read.
+
+  Attributes:
+    logits: of what is written.
+    encoder_logits: `[batch, length, labels]`; or `[batch, length]`, the label itself as a number.
+    encoder_loss_weight: what the encoder's part of the loss is multiplied by.
+  """
+
+  logits: jax.Array
+  encoder_logits: jax.Array
+  encoder_loss_weight: float = struct.field(pytree_node=False, default=1.0)
+
+
+@struct.dataclass
 class MultipleChoiceOutput(Output):
   """`logits` `[batch, choices]`."""
 

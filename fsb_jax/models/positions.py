@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from fsb_jax.models.layers import embed
+from fsb_jax.models.layers import Embed, embed
 
 
 @struct.dataclass
@@ -89,13 +89,16 @@ class LearnedPositions(Positions):
     real = (input_ids != self.skip_padding).astype(jnp.int32)
     return jnp.cumsum(real, axis=1) * real + self.skip_padding
 
-  def embed(self, config, position_ids: jax.Array) -> jax.Array:
-    """See the base class."""
+  def table(self, config, name: str | None = None) -> Embed:
+    """The table, called `name`."""
+    return embed(config, self.length, "position", name, padding_row=self.skip_padding)
+
+  def embed(self, config, position_ids: jax.Array, table: Embed | None = None) -> jax.Array:
+    """See the base class; `table` is that of several stacks, None for one of their own."""
     if position_ids.shape[-1] > self.usable_length:
       # Out of the table JAX reads NaN, where PyTorch stops.
       raise ValueError(f"{position_ids.shape[-1]} tokens, but the model has positions for {self.usable_length}")
-    table = embed(config, self.length, "position", "position_embed", padding_row=self.skip_padding)
-    return table(position_ids)
+    return (self.table(config, "position_embed") if table is None else table)(position_ids)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

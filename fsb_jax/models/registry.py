@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Callable, Mapping
 
@@ -52,9 +53,9 @@ class Family:
 
   @property
   def architectures(self) -> dict[str, str]:
-    """The head of every class that is read; where heads share a class, the first of them."""
+    """The head of every class that is read; where heads share a class, the first of them, and any before "base"."""
     also = {name: head for name, head in _ALSO_READ.items() if head in self.heads}
-    return also | {self.architecture(head): head for head in reversed(("base", *self.heads))}
+    return also | {self.architecture(head): head for head in ("base", *reversed(self.heads))}
 
   def head_of(self, architecture: str) -> str:
     """The head of a class name; UserError lists the known ones."""
@@ -75,6 +76,7 @@ _CLASS_SUFFIX = {
   "replaced_tokens": "ForPreTraining",
   "causal_lm": "ForCausalLM",
   "conditional_generation": "ForConditionalGeneration",
+  "encoder": "EncoderModel",
   "lm": "LMHeadModel",
   "next_sentence": "ForNextSentencePrediction",
   "sequence_classification": "ForSequenceClassification",
@@ -92,6 +94,7 @@ _CLASSES: dict[str, str] = {
   "span": "BertSpan",
   "span_hard": "BertSpan",
   "biaffine": "BertBiaffine",
+  "text_infill": "BartForTextInfill",
 }
 # Classes of the original code that are heads of transformers' by another name.
 _ALSO_READ = {"BertLinear": "token_classification"}
@@ -116,9 +119,10 @@ def family_of_hub_config(hf: Mapping) -> Family:
   """The family of a Hub config."""
   model_type = hf.get("model_type")
   # What the original says of its own classes comes first: transformers' field may be empty beside it.
-  for named in (hf.get("fengshen_model_type"), model_type):
+  # Capitals tell only the original's T5 from T5.
+  for named, form in itertools.product((hf.get("fengshen_model_type"), model_type), (str, str.lower)):
     for candidate in all_families().values():
-      if named and candidate.model_type == named.removeprefix("fengshen-") and candidate.reads(hf):
+      if named and form(candidate.model_type) == form(named.removeprefix("fengshen-")) and candidate.reads(hf):
         return candidate
   known = ", ".join(sorted({f.model_type for f in all_families().values()}))
   raise UserError(f"config.json says model_type {model_type!r}, which fsb_jax does not know; known: {known}")

@@ -306,6 +306,18 @@ def _crf_loss(outputs: Any, batch: Batch) -> jax.Array:
   )  # fmt: skip
 
 
+def _infill_losses(outputs: Any, batch: Batch) -> jax.Array:
+  """Of the labels of what is read: cross-entropies, or squares where they are numbers."""
+  logits, labels = outputs.encoder_logits, jnp.maximum(batch["encoder_labels"], 0)
+  losses = cross_entropy(logits, labels) if logits.ndim == 3 else jnp.square(logits - labels)
+  return outputs.encoder_loss_weight * losses
+
+
+def _infill_counts(batch: Batch) -> jax.Array:
+  """Labels below zero count for nothing, others as the batch says: by their class, or all alike."""
+  return (batch["encoder_labels"] >= 0) * batch.get("encoder_weights", 1.0)
+
+
 def _pairs(batch: Batch) -> jax.Array:
   """Labels of the pairs of tokens in the band; label 0 is no class but padding."""
   labels = _of_text("span_labels", "span_mask")(batch)
@@ -381,6 +393,12 @@ OBJECTIVES: dict[str, Objective] = {
         _all_of(lambda batch: extraction.between_spans(batch["span_labels"], batch)),
         1e5,
       ),
+    )
+  ),
+  "text_infill": Objective(
+    (
+      Term("encoder", _infill_losses, _infill_counts),
+      ClassTerm("lm", lambda outputs: outputs.logits, _label("labels")),
     )
   ),
   "question_answering": _span,

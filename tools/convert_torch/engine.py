@@ -62,9 +62,10 @@ def slots(table: Table, config, shapes: Mapping[str, tuple[int, ...]], prefixed:
   """
   strip = "" if prefixed else table.prefix
   result, idle = [], []
+  left_out = _left_out(table, shapes)
   for row in table.rows:
     places = _places(row.ours, shapes)
-    if not places and not row.optional and not models.may_be_fresh(row.ours):
+    if not places and not row.optional and not models.may_be_fresh(row.ours) and row not in left_out:
       idle.append(row.ours)
     for layer, (path, index, shape) in enumerate(places):
       theirs, otherwise = (
@@ -157,9 +158,12 @@ def match(
     else:
       sources.setdefault(info, []).append(slot)
 
-  problems += _other_layers(table, found, config, config_fields or {})
+  left_out = _left_out(table, shapes)
+  problems += _other_layers(table, left_out, found, config, config_fields or {})
   used_rows = {slot.row for slot in needed}
-  idle_rows = [row for row in table.rows if row not in used_rows and models.may_be_fresh(row.ours)]
+  idle_rows = [
+    row for row in table.rows if row not in used_rows and (models.may_be_fresh(row.ours) or row in left_out)
+  ]
   strip = "" if prefixed else table.prefix
   tied = _tied_copies(table, config, strip)
   for name, info in found.items():
@@ -183,12 +187,22 @@ def _said(fields: Mapping[str, Any], shape: tuple[int, ...], needed: tuple[int, 
   return f" (config.json says {', '.join(said)})" if said else ""
 
 
-def _other_layers(table: Table, found: Collection[str], config, fields: Mapping[str, Any]) -> list[str]:
+def _left_out(table: Table, shapes: Collection[str]) -> set[Row]:
+  """The decoder's rows, where a model is an encoder alone."""
+  if any(path.startswith("decoder/") for path in shapes):
+    return set()
+  return {row for row in table.rows if row.ours.startswith("decoder/")}
+
+
+def _other_layers(
+  table: Table, left_out: Collection[Row], found: Collection[str], config, fields: Mapping[str, Any]
+) -> list[str]:
   """A line where the files hold more or fewer layers than config.json says."""
   count, kind = (config.num_layers, "layer") if config.layer_groups is None else (config.layer_groups, "group")
-  count = max(count, config.decoder_config.num_layers if config.decoder else 0)
+  count = max(count, config.decoder_config.num_layers if config.decoder and not left_out else 0)
   said = [f"{name}={value}" for name, value in fields.items() if value == count and kind in name]
-  body = (row.theirs.removeprefix(table.prefix) for row in table.rows if not models.may_be_fresh(row.ours))
+  rows = (row for row in table.rows if row not in left_out and not models.may_be_fresh(row.ours))
+  body = (row.theirs.removeprefix(table.prefix) for row in rows)
   patterns = {re.escape(name).replace(r"\{i\}", r"(\d+)") for name in body}
   indices = (
     int(match[1])
@@ -312,4 +326,6 @@ def save(table: Table, params: Mapping[str, np.ndarray], config, *, prefixed: bo
     if not config.tie_embeddings:
       yield from ((copy, op.save(array, config)) for copy, name in untied.items() if name == slot.theirs)
   for name, make in _constants(table, strip, written):
-    yield name, make(config)
+    value = make(config)
+    if value is not None:
+      yield name, value

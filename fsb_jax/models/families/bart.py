@@ -3,15 +3,17 @@
 Source: Lewis et al. 2019, https://arxiv.org/abs/1910.13461.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 
-from fsb_jax.models.config import DecoderSpec, Dropout, TransformerConfig
+from fsb_jax.models.config import DecoderSpec, Dropout, HeadSizes, TransformerConfig
 from fsb_jax.models.encoder_decoder import EncoderDecoderModel
 from fsb_jax.models.families._bart_form import NORM, shared_fields, shared_to_hf
 from fsb_jax.models.heads import EndTokenClassification, LanguageModel
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
+from fsb_jax.models.text_infill import TextInfill
 
 _REQUIRED = {
   "normalize_before": False, "normalize_embedding": True, "add_final_layer_norm": False,
@@ -28,12 +30,18 @@ def _positions(length: int) -> LearnedPositions:
 def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
   fields = shared_fields(hf, _positions(hf.get("max_position_embeddings", 1024)), _REQUIRED, start=2, end=2)
-  return TransformerConfig(**fields, pad_token_id=hf.get("pad_token_id", 1))
+  told = {name: hf[name] for name in TextInfill.sizes if name in hf}
+  return TransformerConfig(**fields, pad_token_id=hf.get("pad_token_id", 1), head_sizes=HeadSizes(**told))
 
 
 def config_to_hf(config: TransformerConfig) -> dict:
   """Undoes `config_from_hf`."""
-  return {**shared_to_hf(config), "max_position_embeddings": config.positions.usable_length}
+  told = {name: value for name, value in dataclasses.asdict(config.head_sizes).items() if name in TextInfill.sizes}
+  return {
+    **shared_to_hf(config),
+    "max_position_embeddings": config.positions.usable_length,
+    **{name: value for name, value in told.items() if value != getattr(HeadSizes(), name)},
+  }
 
 
 def _size(
@@ -65,6 +73,7 @@ FAMILY = Family(
   heads={
     "conditional_generation": functools.partial(LanguageModel, bias="fixed"),
     "sequence_classification": EndTokenClassification,
+    "text_infill": functools.partial(TextInfill, bias="fixed"),
   },
   model=EncoderDecoderModel,
 )

@@ -42,8 +42,8 @@ class Table:
     rows: one for every parameter of every head.
     ignore: patterns (matched whole, after `rename`) of tensors that hold nothing learned.
     rename: (pattern, replacement) that bring old names to today's.
-    constants: tensors that hold nothing learned and yet must be in a file: name -> what a config makes them. `{i}` in a
-      name is every layer that has rows. Those of a file are not read.
+    constants: tensors that hold nothing learned and yet must be in a file: name -> what a config makes them, None where
+      it has no such tensor. `{i}` in a name is every layer that has rows. Those of a file are not read.
     checked: constants that transformers reads from a file: ours must be the same.
     copies: tensors that always repeat another -> that one; they are not written.
     untied_copies: the same of those that version 5 of transformers ties only where `config.tie_embeddings`; elsewhere
@@ -58,7 +58,7 @@ class Table:
   rows: tuple[Row, ...]
   ignore: tuple[str, ...] = ()
   rename: tuple[tuple[str, str], ...] = ()
-  constants: Mapping[str, Callable[[Any], np.ndarray]] = dataclasses.field(default_factory=dict)
+  constants: Mapping[str, Callable[[Any], np.ndarray | None]] = dataclasses.field(default_factory=dict)
   checked: tuple[str, ...] = ()
   copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
   untied_copies: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -39,3 +39,15 @@ def rows() -> tuple[Row, ...]:
     lm_head("model.shared.weight"),
     Row("head/lm/bias", "final_logits_bias", then(_row, pad_vocab)),
   )
+
+
+def embeddings() -> tuple[Row, ...]:
+  """Both stacks' tables of positions and the norms of their embeddings."""
+  return tuple(
+    row
+    for name in ("encoder", "decoder")
+    for row in (
+      Row(f"{name}/position_embed/embedding", f"model.{name}.embed_positions.weight"),
+      *norm(f"{name}/embedding_norm", f"model.{name}.layernorm_embedding"),
+    )
+  )
