@@ -225,7 +225,7 @@ class _Run:
       before, index = index, (index + 1 if count == 1 else int(state.index))
       self._emit(state.texts, before, index)
       state, finished = self._stopped(state, index)
-    return self._result(state.texts, index, logprobs=state.logprobs)
+    return self._result(state.texts, index, state=state)
 
   def speculate(self, large: tuple[nn.Module, Any], small: tuple[nn.Module, Any]) -> Generated:
     """The same with a draft model."""
@@ -248,7 +248,7 @@ class _Run:
       target, finished = self._stopped(state.target, index)
       state = state.replace(target=target)
     acceptance = int(state.accepted) / max(int(state.proposed), 1)
-    return self._result(state.target.texts, index, logprobs=state.target.logprobs, acceptance=acceptance)
+    return self._result(state.target.texts, index, state=state.target, acceptance=acceptance)
 
   def beam_search(self, model: nn.Module, params: Any) -> Generated:
     """Several texts at a time for every prompt."""
@@ -400,22 +400,24 @@ class _Run:
     text = self.tokenizer.decode(tokens.tolist())
     return any(stop in text for stop in self.options.stop_strings)
 
-  def _result(self, texts: Any, index: int, *, scores=None, logprobs=None, acceptance=None) -> Generated:
-    """Cuts rows back to what the caller asked for."""
+  def _result(self, texts: Any, index: int, *, scores=None, state: State | None = None, acceptance=None) -> Generated:
+    """Cuts rows back to what the caller asked for; beams have no `state`."""
     options, prompts = self.options, self.prompts
     rows = len(prompts.tokens) * options.num_return_sequences
     written = np.asarray(texts)[:rows, self.prompt_end : min(index, self.longest)]
-    if options.eos_token_id:
+    if state is not None:
+      # Tokens after the end are no real ones.
+      lengths = np.asarray(state.real)[:rows, self.prompt_end : min(index, self.longest)].sum(axis=1)
+    elif options.eos_token_id:
       is_end = np.isin(written, options.eos_token_id)
       lengths = np.where(is_end.any(axis=1), is_end.argmax(axis=1) + 1, written.shape[1])
     else:
       lengths = np.full(rows, written.shape[1])
     written = written[:, : lengths.max()]
     given = np.repeat(prompts.given, options.num_return_sequences, axis=0)
-    if options.logprobs and logprobs is not None:
-      logprobs = np.asarray(logprobs)[:rows, self.prompt_end : self.prompt_end + written.shape[1]]
-    else:
-      logprobs = None
+    logprobs = None
+    if options.logprobs and state is not None:
+      logprobs = np.asarray(state.logprobs)[:rows, self.prompt_end : self.prompt_end + written.shape[1]]
     return Generated(
       sequences=np.concatenate([given, written], axis=1), new_tokens=lengths, scores=scores, logprobs=logprobs,
       acceptance=acceptance,

@@ -16,14 +16,12 @@ from tiny_hub import (
   QUICK,
   assert_close,
   assert_recorded_gradients,
+  noisy_pegasus,
   our_outputs,
-  rewritten,
 )
 
 from fsb_jax import models
 from fsb_jax.encodings import shift_right
-from fsb_jax.errors import UserError
-from fsb_jax.models.positions import SinusoidPositions
 from fsb_jax.training.losses import OBJECTIVES
 
 HERE = Path(__file__).resolve().parents[1] / "goldens"
@@ -36,45 +34,12 @@ FILLS = {"deberta_v2": "zeroed"}
 PRECISE = {*DECODERS, *ENCODER_DECODERS}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tables(SinusoidPositions):
-  """Codes of positions as a file has them; `rows` is a tuple of tuples."""
-
-  rows: tuple
-
-  def table(self, width):
-    return np.array(self.rows, np.float32)
-
-
-def pegasus(folder, run, tmp_path):
-  """The folder's model with the codes of its files, which were recorded with noise on them."""
-  kept = {}
-
-  def change(tensors):
-    for stack in ("encoder", "decoder"):
-      kept[stack] = tensors[f"model.{stack}.embed_positions.weight"]
-      tensors[f"model.{stack}.embed_positions.weight"] = SinusoidPositions(length=len(kept[stack])).table(
-        kept[stack].shape[1]
-      )
-
-  with pytest.raises(UserError, match="model.decoder.embed_positions.weight holds other numbers than the fixed ones"):
-    load_hub_folder(folder)
-  hub = load_hub_folder(rewritten(folder, tmp_path / "hub", change), run=run)
-  tables = {
-    stack: Tables(length=len(rows), rows=tuple(map(tuple, rows.tolist()))) for stack, rows in kept.items()
-  }
-  decoder = dataclasses.replace(hub.config.decoder, positions=tables["decoder"])
-  return dataclasses.replace(
-    hub, config=dataclasses.replace(hub.config, positions=tables["encoder"], decoder=decoder)
-  )
-
-
 def check(folder, scan_layers, tmp_path):
   family = models.family_of_hub_config(json.loads((folder / "config.json").read_text())).name
   dtype = "float64" if family in PRECISE else "float32"
   run = models.Run(scan_layers=scan_layers, dtype=dtype, param_dtype=dtype)
   with jax.enable_x64(dtype == "float64"):
-    compare(folder, pegasus(folder, run, tmp_path) if family == "pegasus" else load_hub_folder(folder, run=run))
+    compare(folder, noisy_pegasus(folder, run, tmp_path) if family == "pegasus" else load_hub_folder(folder, run=run))
 
 
 def compare(folder, hub):

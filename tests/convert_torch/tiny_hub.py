@@ -1,5 +1,6 @@
 """Tiny random Hub folders, made by transformers itself."""
 
+import dataclasses
 import inspect
 import re
 import shutil
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from convert_torch import engine
+from convert_torch import engine, load_hub_folder
 from convert_torch.weights import table
 from safetensors.numpy import load_file, save_file
 
 from fsb_jax import models
+from fsb_jax.errors import UserError
 from fsb_jax.models.decoder import DecoderModel
 from fsb_jax.models.encoder_decoder import EncoderDecoderModel
+from fsb_jax.models.positions import SinusoidPositions
 
 QUICK = {"xla_backend_optimization_level": 0}
 SHAPE = dict(
@@ -229,3 +232,36 @@ def assert_same_tree(a, b):
   assert a.keys() == b.keys()
   for path in a:
     np.testing.assert_array_equal(np.asarray(a[path]), np.asarray(b[path]), err_msg=path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tables(SinusoidPositions):
+  """Codes of positions as a file has them; `rows` is a tuple of tuples."""
+
+  rows: tuple
+
+  def table(self, width):
+    return np.array(self.rows, np.float32)
+
+
+def noisy_pegasus(folder, run, tmp_path):
+  """The folder's model with the codes of its files, which were recorded with noise on them."""
+  kept = {}
+
+  def change(tensors):
+    for stack in ("encoder", "decoder"):
+      kept[stack] = tensors[f"model.{stack}.embed_positions.weight"]
+      tensors[f"model.{stack}.embed_positions.weight"] = SinusoidPositions(length=len(kept[stack])).table(
+        kept[stack].shape[1]
+      )
+
+  with pytest.raises(UserError, match="model.decoder.embed_positions.weight holds other numbers than the fixed ones"):
+    load_hub_folder(folder)
+  hub = load_hub_folder(rewritten(folder, tmp_path / "hub", change), run=run)
+  tables = {
+    stack: Tables(length=len(rows), rows=tuple(map(tuple, rows.tolist()))) for stack, rows in kept.items()
+  }
+  decoder = dataclasses.replace(hub.config.decoder, positions=tables["decoder"])
+  return dataclasses.replace(
+    hub, config=dataclasses.replace(hub.config, positions=tables["encoder"], decoder=decoder)
+  )
