@@ -105,25 +105,30 @@ class Dense(nn.Module):
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
-  @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[..., *inputs]` to `[..., *features]`."""
+    kernel, bias = self.weights(x.shape[-self.inputs :])
+    y = project(x.astype(self.dtype), kernel, self.inputs)
+    return y if bias is None else y + bias
+
+  @nn.compact
+  def weights(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
+    """The kernel, `[*inputs, *features]` with inputs of `shape`, and the bias, `[*features]` or None without one."""
     kernel = self.param(
       "kernel",
       nn.with_logical_partitioning(nn.initializers.normal(self.initializer_range), self.axes),
-      x.shape[-self.inputs :] + self.features,
+      (*shape, *self.features),
       self.param_dtype,
     )
-    y = project(x.astype(self.dtype), kernel.astype(self.dtype), self.inputs)
     if not self.use_bias:
-      return y
+      return kernel.astype(self.dtype), None
     bias = self.param(
       "bias",
       nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[self.inputs :]),
       self.features,
       self.param_dtype,
     )
-    return y + bias.astype(self.dtype)
+    return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 class Embed(nn.Module):

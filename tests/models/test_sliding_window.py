@@ -13,12 +13,12 @@ from fsb_jax import models
 from fsb_jax.errors import UserError
 from fsb_jax.models.attention import attend
 from fsb_jax.models.masks import Mask
-from fsb_jax.models.sliding_window import Window, attend_in_window
+from fsb_jax.models.sliding_window import Window, attend_in_window, block_mask
 
 
 @pytest.mark.parametrize("length,window,reach,everywhere", [
   (23, 4, None, None),
-  (24, 4, 2, [[0, 3, 24], [1, 22, 23]]),
+  (24, 4, 2, [[0, 3, 24], [1, 18, 24]]),
   (7, 3, None, [[6], [0]]),
   (2, 5, None, None),
 ])  # fmt: skip
@@ -41,7 +41,7 @@ def test_blocks_equal_the_dense_path(length, window, reach, everywhere):
     blocks, dense = (
       jax.jit(jax.value_and_grad(lambda *arrays, path=path: total(path, *arrays), argnums=(0, 1, 2)))(query, key, value)
       for path in (
-        lambda *arrays: attend_in_window(*arrays, mask, scale=0.7),
+        lambda *arrays: attend_in_window(*arrays, mask, block_mask(mask, length), scale=0.7),
         lambda *arrays: attend(*arrays, mask, scale=0.7, implementation="reference"),
       )
     )
@@ -96,7 +96,9 @@ def test_heads_choose_their_global_tokens_as_in_transformers():
 def test_without_a_separator_no_token_is_global():
   window = Window(reach=(2,))
   for rule in ("question", "answer"):
-    assert (np.asarray(window.global_tokens(None, rule, jnp.full((1, 9), 7))) == 9).all()
+    ids = jnp.full((1, 9), 7)
+    assert window.global_tokens(None, rule, ids) is None
+    assert (np.asarray(jax.jit(window.global_tokens, static_argnums=1)(None, rule, ids)) == 9).all()
 
 
 def test_more_global_tokens_than_the_limit():
