@@ -3,6 +3,7 @@
 Source: Beltagy et al. 2020, https://arxiv.org/abs/2004.05150, section 3.1.
 """
 
+import contextlib
 import dataclasses
 from typing import Literal
 
@@ -56,41 +57,49 @@ class Window:
 
     Returns:
       int `[batch, count]`, ascending; a position beyond the row is none, and -1 says that a row has more than
-      `global_limit`. None where there are none. In a compiled function, which does not see how many there are, `count`
-      is `global_limit` or what the rule can choose; outside of one it is the next power of two of what the fullest row
-      has.
+      `global_limit`. None where there are none. `count` is the next power of two of what the fullest row has; where the
+      arguments are those of a compiled function, which does not see them, it is what the rule can choose, or
+      `global_limit`.
 
     Raises:
-      UserError: more of them than `global_limit`, outside of a compiled function.
+      UserError: more of them than `global_limit`, where the arguments are seen.
     """
+    given = global_attention_mask, input_ids, attention_mask
+    visible = not any(isinstance(x, jax.core.Tracer) for x in given)
+    # What is closed over is known while a function is compiled, but what is made of it there is not.
+    with jax.ensure_compile_time_eval() if visible else contextlib.nullcontext():
+      chosen, limit = self._chosen(global_attention_mask, rule, input_ids)
+      if chosen is None:
+        return None
+      if attention_mask is not None:
+        chosen &= jnp.asarray(attention_mask) > 0
+      length, counts, slots = input_ids.shape[1], chosen.sum(axis=1), limit
+      if visible:
+        most = int(counts.max())
+        if most > limit:
+          raise UserError(
+            f"a row has more than {limit} global tokens; ask for fewer, or raise global_attention_limit in config.json"
+          )
+        if most == 0:
+          return None
+        slots = min(1 << (most - 1).bit_length(), limit)
+      positions = jnp.sort(jnp.where(chosen, jnp.arange(length), length), axis=1)[:, :slots]
+      return jnp.where((counts > limit)[:, None], -1, positions)
+
+  def _chosen(self, global_attention_mask, rule, input_ids) -> tuple[jax.Array | None, int]:
+    """Which tokens are global, bool `[batch, length]`, and how many of a row may be."""
     length = input_ids.shape[1]
     limit, index = min(self.global_limit, length), jnp.arange(length)
     if global_attention_mask is not None:
-      chosen = global_attention_mask > 0
-    elif rule == "none":
-      return None
-    elif rule == "first":
-      chosen, limit = jnp.broadcast_to(index == 0, input_ids.shape), 1
-    else:
-      separators = input_ids == self.separator
-      # Without one nothing is a question, and nothing an answer.
-      end = jnp.where(separators.any(axis=1), jnp.argmax(separators, axis=1), -length)[:, None]
-      chosen = index < end if rule == "question" else (index > end + 1) & (end >= 0)
-      limit = limit if rule == "question" else length
-    if attention_mask is not None:
-      chosen &= attention_mask > 0
-    counts, slots = chosen.sum(axis=1), limit
-    if not isinstance(counts, jax.core.Tracer):
-      most = int(counts.max())
-      if most > limit:
-        raise UserError(
-          f"a row has more than {limit} global tokens; ask for fewer, or raise global_attention_limit in config.json"
-        )
-      if most == 0:
-        return None
-      slots = min(1 << (most - 1).bit_length(), limit)
-    positions = jnp.sort(jnp.where(chosen, index, length), axis=1)[:, :slots]
-    return jnp.where((counts > limit)[:, None], -1, positions)
+      return jnp.asarray(global_attention_mask) > 0, limit
+    if rule == "none":
+      return None, 0
+    if rule == "first":
+      return jnp.broadcast_to(index == 0, input_ids.shape), 1
+    separators = jnp.asarray(input_ids) == self.separator
+    # Without one nothing is a question, and nothing an answer.
+    end = jnp.where(separators.any(axis=1), jnp.argmax(separators, axis=1), -length)[:, None]
+    return (index < end, limit) if rule == "question" else ((index > end + 1) & (end >= 0), length)
 
 
 def without_overfull(hidden: jax.Array, everywhere: jax.Array | None) -> jax.Array:
@@ -226,6 +235,11 @@ def put(x: jax.Array, positions: jax.Array, rows: jax.Array) -> jax.Array:
   return jax.vmap(lambda x, positions, rows: x.at[positions].set(rows, mode="drop"))(x, positions, rows)
 
 
+def reads_unprojected(slots: int, config) -> bool:
+  """So few global tokens take less from all hidden states as they are than it takes to project those."""
+  return slots * config.num_heads < config.embed_dim
+
+
 class SlidingWindowAttention(Attention):
   """Self-attention within `config.window`."""
 
@@ -258,13 +272,11 @@ class SlidingWindowAttention(Attention):
     """What global tokens take of all that is real, `[batch, slots, heads, head_dim]`, and their probabilities."""
     query, key, value = (self.projection(f"global_{name}") for name in ("query", "key", "value"))
     queries = query(at(everywhere, hidden))
-    slots, heads = queries.shape[1:3]
-    if slots * heads >= hidden.shape[-1]:
+    if not reads_unprojected(queries.shape[1], self.config):
       keys, dropout = key(hidden), {"dropout_rate": dropout_rate, "dropout_rng": dropout_rng}
       rows = attend(queries, keys, value(hidden), seen, scale=scale, **dropout)
       return rows, attention_probabilities(queries, keys, seen, scale=scale)
-    # (K h) q = h (K' q), and a mean of V h is V of the mean: few queries read the hidden states as they are for less
-    # than what projecting all of those takes. The key's bias adds the same to all scores of a query.
+    # (K h) q = h (K' q), and a mean of V h is V of the mean. The key's bias adds the same to all scores of a query.
     kernel, _ = key.weights(hidden.shape[-1:])
     queries = jnp.einsum("bghd,ehd->bghe", queries, kernel)
     probabilities = attention_probabilities(queries, hidden[:, :, None], seen, scale=scale)
