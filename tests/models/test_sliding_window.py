@@ -131,7 +131,7 @@ def test_global_tokens_take_as_many_slots_as_the_fullest_row():
   )
 
 
-@pytest.mark.parametrize("attention_bias", [True, False])
+@pytest.mark.parametrize("attention_bias", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_few_global_tokens_get_what_many_would(attention_bias, monkeypatch):
   """Both orders of the products, with dropout, to the last gradient."""
   with jax.enable_x64(True):
