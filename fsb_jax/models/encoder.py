@@ -11,6 +11,7 @@ from fsb_jax.models.heads import Attend, Head, fold_choices, with_head
 from fsb_jax.models.layers import activation, dense, embed
 from fsb_jax.models.masks import Mask, mask_from_attention_mask, prefix_mask
 from fsb_jax.models.outputs import BaseOutput
+from fsb_jax.models.sliding_window import without_overfull
 from fsb_jax.models.transformer import HIDDEN_AXES, Context, Stack
 
 
@@ -128,7 +129,7 @@ class EncoderModel(nn.Module):
     if mask.dense is not None:
       raise UserError("a model with a window takes an attention_mask [batch, length]")
     rule = "none" if self.head is None else self.head.global_tokens
-    everywhere = config.window.global_tokens(global_attention_mask, rule, input_ids)
+    everywhere = config.window.global_tokens(global_attention_mask, rule, input_ids, mask.keys)
     return mask.replace(window=max(config.window.reach), everywhere=everywhere)
 
   def _embed(self, token_embed, input_ids, token_type_ids, position_ids, mask, deterministic) -> jax.Array:
@@ -143,7 +144,7 @@ class EncoderModel(nn.Module):
     real = mask.real()
     if config.mask_embeddings and real is not None:
       hidden = hidden * real[..., None].astype(hidden.dtype)
-    hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
+    hidden = nn.with_logical_constraint(without_overfull(hidden, mask.everywhere), HIDDEN_AXES)
     return embedding_dropout(config, deterministic)(hidden)
 
 

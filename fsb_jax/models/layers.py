@@ -115,29 +115,37 @@ class Dense(nn.Module):
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
-  @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[..., *inputs]` to `[..., *features]`."""
-    shape, axes, inputs = x.shape[-self.inputs :] + self.features, self.axes, self.inputs
+    kernel, bias = self.weights(x.shape[-self.inputs :])
+    x = x.astype(self.dtype)
+    y = multiply(kernel, x, self.inputs) if self.outputs_first else project(x, kernel, self.inputs)
+    return y if bias is None else y + bias
+
+  @nn.compact
+  def weights(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
+    """The kernel, `[*inputs, *features]` with inputs of `shape`, and the bias, `[*features]` or None without one.
+
+    With `outputs_first` the kernel is `[*features, *inputs]`.
+    """
+    shape, axes = (*shape, *self.features), self.axes
     if self.outputs_first:
-      shape, axes = (sizes[inputs:] + sizes[:inputs] for sizes in (shape, axes))
+      shape, axes = (sizes[self.inputs :] + sizes[: self.inputs] for sizes in (shape, axes))
     kernel = self.param(
       "kernel",
       nn.with_logical_partitioning(nn.initializers.normal(self.initializer_range), axes),
       shape,
       self.param_dtype,
     )
-    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    y = multiply(kernel, x, inputs) if self.outputs_first else project(x, kernel, inputs)
     if not self.use_bias:
-      return y
+      return kernel.astype(self.dtype), None
     bias = self.param(
       "bias",
       nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[self.inputs :]),
       self.features,
       self.param_dtype,
     )
-    return y + bias.astype(self.dtype)
+    return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 class Embed(nn.Module):

@@ -24,7 +24,7 @@ class Mask:
     causal: a query sees keys up to its own index.
     window: a query sees keys at most this far away on either side.
     reach: int scalar, the same once more and narrower, for a layer of a stack whose windows differ.
-    everywhere: int `[batch, count]`, positions of tokens that see all and are seen by all whatever the window; one
+    everywhere: int `[batch, count]`, positions of real tokens that see all and are seen by all whatever the window; one
       beyond the row is none.
     fill: what happens to a masked score. "finfo_min" adds the smallest finite number, which swallows the score, so that
       a row with nothing to see attends evenly. "minus_10000" adds -10000, so that such a row still follows its scores.

@@ -12,6 +12,7 @@ from fsb_jax.models.cache import LayerCache
 from fsb_jax.models.layers import Mlp
 from fsb_jax.models.masks import Mask
 from fsb_jax.models.positions import Span
+from fsb_jax.models.sliding_window import block_mask
 
 HIDDEN_AXES = ("activation_batch", "activation_length", "activation_embed")
 
@@ -25,6 +26,8 @@ class Context:
     span: where the call's tokens stand among all that are seen; None where they are all.
     encoded: what the encoder made, `[batch, length, embed]`; None without one.
     encoded_mask: which of it is seen.
+    block_mask: what a window lets through, see `sliding_window.block_mask`; None without one, and where rows are too
+      short for blocks to be of use.
     joined: what joins the layers' outputs, by its method `join(hidden, per_layer)`; None where nothing does.
   """
 
@@ -33,6 +36,7 @@ class Context:
   span: Span | None = None
   encoded: jax.Array | None = None
   encoded_mask: Mask | None = None
+  block_mask: jax.Array | None = None
   joined: Any = None
   deterministic: bool = struct.field(pytree_node=False, default=True)
   output_hidden_states: bool = struct.field(pytree_node=False, default=False)
@@ -68,7 +72,7 @@ class Block(nn.Module):
     Args:
       hidden: `[batch, length, embed]`.
       per_layer: this layer's slice of what differs by layer: its `LayerCache`, or what `context.joined` reads; None
-        where nothing differs. With windows, a pair of it and how far tokens see.
+        where nothing differs. With windows, a pair of it and how far tokens see, None where layers agree on that.
       context: what all layers share.
 
     Returns:
@@ -145,7 +149,10 @@ class Stack(nn.Module):
       context = context.replace(joined=convolution(hidden, context.mask.real(), context.deterministic))
       per_layer = jnp.arange(config.num_layers) == 0
     if config.window is not None:
-      per_layer = per_layer, jnp.array(config.window.reach)
+      per_layer = per_layer, config.window.reach_by_layer
+      # Of a row that is not much longer than what a block sees, blocks would be no less work.
+      if length > 3 * context.mask.window and not context.output_attentions:
+        context = context.replace(block_mask=block_mask(context.mask, length))
     first, layers = hidden, []
     if config.layer_groups is not None:
       hidden, layers = self._grouped(block, hidden, per_layer, context)

@@ -143,6 +143,8 @@ OF_DECODERS = {
   "llama": dict(**_GATED, dropout=Dropout(hidden=0.0, attention=0.3), num_kv_heads=2, head_size=6),
   "mt5": dict(**_GATED, dropout=Dropout(hidden=0.2, attention=0.2, mlp=0.2, output=0.2, classifier=0.4)),
 }
+# Its feed-forward block is as wide as its layers say.
+OF_DECODERS["fengshen_llama"] = dict(**_GATED, dropout=Dropout(hidden=0.2, attention=0.3))
 OF_DECODERS |= {"pegasus": OF_DECODERS["bart"], "t5": {**OF_DECODERS["mt5"], "activations": ("silu",)}}
 
 

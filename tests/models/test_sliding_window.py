@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +12,15 @@ from tiny_hub import torch_model
 
 from fsb_jax import models
 from fsb_jax.errors import UserError
+from fsb_jax.models import sliding_window
 from fsb_jax.models.attention import attend
 from fsb_jax.models.masks import Mask
-from fsb_jax.models.sliding_window import Window, attend_in_window
+from fsb_jax.models.sliding_window import Window, attend_in_window, block_mask
 
 
 @pytest.mark.parametrize("length,window,reach,everywhere", [
   (23, 4, None, None),
-  (24, 4, 2, [[0, 3, 24], [1, 22, 23]]),
+  (24, 4, 2, [[0, 3, 24], [1, 18, 24]]),
   (7, 3, None, [[6], [0]]),
   (2, 5, None, None),
 ])  # fmt: skip
@@ -41,7 +43,7 @@ def test_blocks_equal_the_dense_path(length, window, reach, everywhere):
     blocks, dense = (
       jax.jit(jax.value_and_grad(lambda *arrays, path=path: total(path, *arrays), argnums=(0, 1, 2)))(query, key, value)
       for path in (
-        lambda *arrays: attend_in_window(*arrays, mask, scale=0.7),
+        lambda *arrays: attend_in_window(*arrays, mask, block_mask(mask, length), scale=0.7),
         lambda *arrays: attend(*arrays, mask, scale=0.7, implementation="reference"),
       )
     )
@@ -96,7 +98,9 @@ def test_heads_choose_their_global_tokens_as_in_transformers():
 def test_without_a_separator_no_token_is_global():
   window = Window(reach=(2,))
   for rule in ("question", "answer"):
-    assert (np.asarray(window.global_tokens(None, rule, jnp.full((1, 9), 7))) == 9).all()
+    ids = jnp.full((1, 9), 7)
+    assert window.global_tokens(None, rule, ids) is None
+    assert (np.asarray(jax.jit(window.global_tokens, static_argnums=1)(None, rule, ids)) == 9).all()
 
 
 def test_more_global_tokens_than_the_limit():
@@ -109,6 +113,49 @@ def test_more_global_tokens_than_the_limit():
   params = jax.jit(model.init)(jax.random.key(0), ids)["params"]
   out = jax.jit(model.apply)({"params": params}, ids, global_attention_mask=asked).last_hidden_state
   assert not np.isnan(out[0]).any() and np.isnan(out[1]).all()
+
+
+def test_global_tokens_take_as_many_slots_as_the_fullest_row():
+  window, ids = Window(reach=(2,), global_limit=6), jnp.ones((2, 9), jnp.int32)
+  asked = jnp.zeros((2, 9), jnp.int32).at[0, 4].set(1).at[1, jnp.array([1, 5, 7])].set(1)
+  real = jnp.arange(9) < jnp.array([[9], [6]])
+  choose = window.global_tokens
+  np.testing.assert_array_equal(choose(asked, "none", ids), [[4, 9, 9, 9], [1, 5, 7, 9]])
+  np.testing.assert_array_equal(choose(asked, "none", ids, real), [[4, 9], [1, 5]])
+  np.testing.assert_array_equal(choose(None, "first", ids, real[:, ::-1]), [[0], [9]])
+  assert choose(0 * asked, "none", ids) is None
+  # A compiled function sees what it closes over, and not its arguments.
+  assert jax.jit(lambda: choose(asked, "none", ids))().shape == (2, 4)
+  np.testing.assert_array_equal(
+    jax.jit(lambda asked: choose(asked, "none", ids, real))(asked), [[4, *[9] * 5], [1, 5, *[9] * 4]]
+  )
+
+
+@pytest.mark.parametrize("attention_bias", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_few_global_tokens_get_what_many_would(attention_bias, monkeypatch):
+  """Both orders of the products, with dropout, to the last gradient."""
+  with jax.enable_x64(True):
+    config = dataclasses.replace(
+      models.sized("longformer", "tiny", dtype="float64", param_dtype="float64"), window=Window(reach=(2, 3)),
+      initializer_range=0.3, attention_bias=attention_bias, dropout=models.Dropout(hidden=0.0, attention=0.5),
+    )  # fmt: skip
+    model = models.build("longformer", config, "sequence_classification")
+    ids = np.random.default_rng(0).integers(3, 99, (2, 20))
+    real = np.arange(20) < np.array([[20], [13]])
+    params = jax.jit(model.init)(jax.random.key(0), ids)["params"]
+    params = jax.tree.map(lambda x: x + 0.1, nn.meta.unbox(params))
+
+    def loss(params):
+      out = model.apply({"params": params}, ids, real, deterministic=False, rngs={"dropout": jax.random.key(1)})
+      return jnp.sum(jnp.sin(out.logits))
+
+    few = jax.jit(jax.value_and_grad(loss))(params)
+    monkeypatch.setattr(sliding_window, "reads_unprojected", lambda slots, config: False)
+    many = jax.jit(jax.value_and_grad(loss))(params)
+  gradients = models.flatten(few[1])
+  assert all(np.abs(x).max() > 1e-6 for path, x in gradients.items() if "global" in path and "key/bias" not in path)
+  for got, want in zip(jax.tree.leaves(few), jax.tree.leaves(many), strict=True):
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 
 
 def test_masks_that_do_not_go_with_a_window():
