@@ -16,6 +16,18 @@ from fsb_jax import cli, encodings
 
 ROOT = Path(__file__).parent.parent
 TEXTS = ("上课时学生手机响个不停怎么办", "今天心情不好", "今天很开心")
+PROMPTS = "北京是中国的帮我写一份去西安的旅游计划<human>:bot"
+WRITERS = (
+  ("GPT2LMHeadModel", "GPT2Config", "Wenzhong-GPT2-110M", dict(n_embd=32, n_layer=2, n_head=4, n_positions=128)),
+  (
+    "LlamaForCausalLM", "LlamaConfig", "Ziya-LLaMA-13B-v1",
+    dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48),
+  ),
+  (
+    "T5ForConditionalGeneration", "T5Config", "Randeng-T5-784M",
+    dict(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0),
+  ),
+)  # fmt: skip
 # The README trains as long as a person would.
 FEWER_STEPS = re.compile(r"(--gin\.TRAIN_STEPS=)\d+")
 
@@ -42,6 +54,13 @@ def place(tmp_path, monkeypatch):
     config = getattr(transformers, config_class)(
       vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
       num_labels=3, initializer_range=0.3, max_position_embeddings=128,
+    )
+    getattr(transformers, architecture)(config).save_pretrained(folder)
+  for architecture, config_class, name, fields in WRITERS:
+    folder = tmp_path / "IDEA-CCNL" / name
+    tokenizer = encodings.bert_tokenizer_from_characters(sorted(set(PROMPTS)), folder)
+    config = getattr(transformers, config_class)(
+      vocab_size=len(tokenizer), bos_token_id=2, eos_token_id=3, pad_token_id=0, **fields
     )
     getattr(transformers, architecture)(config).save_pretrained(folder)
   rows = [{"label": "108", "label_desc": "news_edu", "sentence": text, "keywords": ""} for text in TEXTS] * 4
@@ -90,6 +109,15 @@ def test_python(name, place):
   assert names["logits"].shape == (1, 3)
   assert set(names["answer"]) == {"label", "score"}
   assert isinstance(names["loaded"], fsb_jax.Loaded)
+  assert names["tokens"].ndim == 2 and names["tokens"].shape[1] > names["ids"].shape[1]
+
+
+def test_python_of_the_guide_to_generation(place):
+  (block,) = blocks("docs/generation.md", "python")
+  names = {}
+  exec(block, names)
+  assert names["made"].sequences.shape[0] == 3 and names["made"].logprobs.shape[0] == 3
+  assert set(commands("docs/generation.md")) <= set(commands("README.md"))
 
 
 def test_both_readmes_give_the_same_commands():

@@ -122,7 +122,7 @@ def generate_texts(
   longest = filled + new
   spare = chosen.speculate + 1 if draft is not None else 0
   run = _Run(
-    options=chosen, partitioner=partitioner, prompts=prompts, negative=negative and left_filled(*negative, filled, pad),
+    options=chosen, partitioner=partitioner and _for_writing(partitioner), prompts=prompts, negative=negative and left_filled(*negative, filled, pad),
     encoder_input=encoder_input, longest=longest, length=rounded_up(longest + spare), tokenizer=tokenizer,
     on_tokens=on_tokens, say=say,
   )  # fmt: skip
@@ -176,6 +176,12 @@ def unrolled(model: nn.Module, params: Any) -> tuple[nn.Module, Any]:
     return result
 
   return _with_config(model, model.config.with_run(scan_layers=False)), one(params)
+
+
+@functools.lru_cache(maxsize=8)
+def _for_writing(partitioner: Partitioner) -> Partitioner:
+  """The same, but that sequences stay whole: one token cannot be split."""
+  return Partitioner(partitioner.mesh, {**partitioner.rules, "activation_length": None})
 
 
 @functools.lru_cache(maxsize=32)
