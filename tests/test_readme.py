@@ -116,7 +116,7 @@ def test_python_of_the_guide_to_generation(place):
   (block,) = blocks("docs/generation.md", "python")
   names = {}
   exec(block, names)
-  assert names["made"].sequences.shape[0] == 3 and names["made"].logprobs.shape[0] == 3
+  assert names["made"].sequences.shape[0] == 6 and names["made"].logprobs.shape[0] == 6
   assert set(commands("docs/generation.md")) <= set(commands("README.md"))
 
 

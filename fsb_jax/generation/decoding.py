@@ -93,7 +93,7 @@ def choose(rules: Rules, numbers: Numbers, logits: jax.Array, state: State) -> S
   key = state.key
   if rules.sample:
     key, use = jax.random.split(key)
-    tokens = jax.random.categorical(use, warp(rules, numbers, scores), axis=-1)
+    tokens = draw(use, warp(rules, numbers, scores))
   else:
     tokens = jnp.argmax(scores, axis=-1)
   tokens = jnp.where(state.finished, rules.padding, tokens).astype(jnp.int32)
@@ -110,6 +110,16 @@ def choose(rules: Rules, numbers: Numbers, logits: jax.Array, state: State) -> S
     logprobs=logprobs,
     key=key,
   )
+
+
+def row_keys(key: jax.Array, rows: int) -> jax.Array:
+  """A key for every row, whatever others there are: a mesh may ask for more of them."""
+  return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+
+
+def draw(key: jax.Array, scores: jax.Array) -> jax.Array:
+  """A token of every row by its scores, `[rows, ..., vocab]` to `[rows, ...]`."""
+  return jax.vmap(jax.random.categorical)(row_keys(key, len(scores)), scores)
 
 
 class Programs:

@@ -122,7 +122,8 @@ def generate_texts(
   longest = filled + new
   spare = chosen.speculate + 1 if draft is not None else 0
   run = _Run(
-    options=chosen, partitioner=partitioner and _for_writing(partitioner), prompts=prompts, negative=negative and left_filled(*negative, filled, pad),
+    options=chosen, partitioner=partitioner and _for_writing(partitioner), prompts=prompts,
+    negative=negative and left_filled(*negative, filled, pad),
     encoder_input=encoder_input, longest=longest, length=rounded_up(longest + spare), tokenizer=tokenizer,
     on_tokens=on_tokens, say=say,
   )  # fmt: skip

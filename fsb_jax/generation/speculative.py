@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from fsb_jax.generation.decoding import State, run_model
+from fsb_jax.generation.decoding import State, draw, row_keys, run_model
 from fsb_jax.generation.processors import Rules, ends, process, warp
 
 
@@ -72,7 +72,7 @@ class SpeculativePrograms:
       scores = process(rules, numbers, logits[:, -1], texts, real, index + i)
       if rules.sample:
         scores = warp(rules, numbers, scores)
-        tokens = jax.random.categorical(jax.random.fold_in(draw_key, i), scores, axis=-1)
+        tokens = draw(jax.random.fold_in(draw_key, i), scores)
       else:
         tokens = jnp.argmax(scores, axis=-1)
       draft_scores.append(scores)
@@ -92,9 +92,10 @@ class SpeculativePrograms:
       wanted = jax.nn.softmax(warp(rules, numbers, scores), axis=-1)
       offered = jax.nn.softmax(jnp.stack(draft_scores, axis=1), axis=-1)
       ratio = _of_tokens(wanted[:, :-1], proposals) / _of_tokens(offered, proposals)
-      agreed = jax.random.uniform(accept_key, ratio.shape) < ratio
+      chances = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(row_keys(accept_key, len(ratio)))
+      agreed = chances < ratio
       rest = jnp.concatenate([jnp.maximum(wanted[:, :-1] - offered, 0), wanted[:, -1:]], axis=1)
-      own = jax.random.categorical(last_key, jnp.log(rest), axis=-1)
+      own = draw(last_key, jnp.log(rest))
     else:
       own = jnp.argmax(scores, axis=-1)
       agreed = own[:, :-1] == proposals
