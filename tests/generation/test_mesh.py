@@ -12,20 +12,26 @@ from fsb_jax.partitioning import Partitioner
 MESHES = [dict(data=2, fsdp=2, tensor=2), dict(data=1, fsdp=2, tensor=2, sequence=2), dict(data=8)]
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+SAMPLED = dict(do_sample=True, temperature=3.0, num_return_sequences=2)
+
+
 @pytest.mark.parametrize(
-  "family,options",
+  "family,options,mesh",
   [
-    ("llama", dict()),
-    ("llama", dict(do_sample=True, temperature=3.0, num_return_sequences=2)),
-    ("bart", dict(num_beams=2)),
-    pytest.param("t5", dict(num_beams=2), marks=pytest.mark.slow),
-    pytest.param("gpt2", dict(guidance_scale=1.5), marks=pytest.mark.slow),
+    ("llama", SAMPLED, MESHES[0]),
+    ("bart", dict(num_beams=2), MESHES[1]),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        ("llama", {}, MESHES[0]), ("llama", {}, MESHES[1]), ("llama", SAMPLED, MESHES[1]), ("llama", {}, MESHES[2]),
+        ("bart", dict(num_beams=2), MESHES[0]), ("t5", dict(num_beams=2), MESHES[0]),
+        ("gpt2", dict(guidance_scale=1.5), MESHES[0]),
+      )
+    ),
   ],
-)
+  ids=str,
+)  # fmt: skip
 def test_as_on_one_device(family, options, mesh):
-  if mesh != MESHES[0] and family != "llama":
-    pytest.skip("every mesh has met LLaMA")
   chosen = writer(family)
   # Three rows, which the mesh does not divide.
   ids, mask = prompts(chosen.reads, 5, rows=3)
