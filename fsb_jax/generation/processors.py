@@ -170,7 +170,9 @@ def warp(rules: Rules, numbers: Numbers, scores: jax.Array) -> jax.Array:
 def guided(numbers: Numbers, scores: jax.Array, unconditional: jax.Array) -> jax.Array:
   """Log-probabilities moved away from those without the prompt (Sanchez et al. 2023, 2306.17806, equation 7)."""
   scores, unconditional = jax.nn.log_softmax(scores), jax.nn.log_softmax(unconditional)
-  return unconditional + numbers.guidance_scale * (scores - unconditional)
+  result = unconditional + numbers.guidance_scale * (scores - unconditional)
+  # Rows that pad the vocabulary; -inf less -inf is no number.
+  return jnp.where(jnp.isneginf(scores), -jnp.inf, result)
 
 
 def ends(rules: Rules, tokens: jax.Array) -> jax.Array:
