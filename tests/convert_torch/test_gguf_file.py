@@ -29,6 +29,7 @@ gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
 SHAPE = dict(
   hidden_size=256, num_attention_heads=4, num_key_value_heads=2, intermediate_size=256, num_hidden_layers=2,
   max_position_embeddings=64, vocab_size=24, rope_theta=5000.0, rms_norm_eps=1e-5, initializer_range=0.1,
+  attention_bias=False, mlp_bias=False, pad_token_id=None,
 )  # fmt: skip
 NAMES = {
   "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
