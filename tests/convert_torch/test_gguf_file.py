@@ -109,8 +109,8 @@ def test_an_absent_output_is_tied_to_the_tokens(hub, tmp_path):
   assert ours.config.tie_embeddings and "head" not in ours.params
 
 
-def torch_logits(file, ids):
-  """Of what transformers reads from the file, in float64."""
+def torch_model(file):
+  """What transformers reads from the file: its config and tensors."""
   from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
   config = load_gguf_checkpoint(str(file))["config"]
@@ -120,6 +120,12 @@ def torch_logits(file, ids):
   state = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=empty)["tensors"]
   if config.tie_word_embeddings:
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
+  return config, state
+
+
+def torch_logits(file, ids):
+  """Of what transformers reads from the file, in float64."""
+  config, state = torch_model(file)
   # Its eager attention, its norm and its angles are float32 whatever the model is. So are our angles, but these are
   # rounded otherwise: it is given ours.
   model = transformers.LlamaForCausalLM._from_config(config, attn_implementation="sdpa").double().eval()

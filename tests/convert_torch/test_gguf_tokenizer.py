@@ -10,7 +10,7 @@ import transformers
 from convert_torch import cli
 from convert_torch.gguf_file import GgufFile
 from convert_torch.gguf_tokenizer import gguf_tokenizer
-from test_gguf_file import write
+from test_gguf_file import torch_model, write
 from tiny_hub import hub_folder
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, pre_tokenizers
 
@@ -73,7 +73,8 @@ def test_a_published_file_gives_the_ids_of_transformers(ours, theirs, text):
 
 def test_random_texts_of_a_published_file(ours, theirs):
   random = np.random.default_rng(0)
-  letters = list("abc XYZ'sdm.,!?-\n\t/()中国人民大学的，。😀éß०९½<|>")
+  # No digits, of which below.
+  letters = list("abc XYZ'sdm.,!?-\n\t/()中国人民大学的，。😀éß<|>")
   for length in random.integers(1, 60, 300):
     text = "".join(random.choice(letters, length))
     ids = ours(text)["input_ids"]
@@ -161,7 +162,7 @@ def sentencepiece_model(tmp_path_factory):
   (prefix.parent / "text.txt").write_text("\n".join(line for text in CORPUS for line in text.splitlines()), "utf-8")
   sentencepiece.SentencePieceTrainer.train(
     input=str(prefix.parent / "text.txt"), model_prefix=str(prefix), model_type="bpe", vocab_size=500,
-    byte_fallback=True, character_coverage=0.95, normalization_rule_name="identity", remove_extra_whitespaces=False,
+    byte_fallback=True, character_coverage=0.98, normalization_rule_name="identity", remove_extra_whitespaces=False,
     split_digits=True, num_threads=1, minloglevel=2,
   )  # fmt: skip
   return sentencepiece.SentencePieceProcessor(f"{prefix}.model")
@@ -249,7 +250,9 @@ def test_gpt_2s_splits(byte_level, written, pre):
   ours, theirs = tokenizer_of(file), conversion(file)
   for text in CORPUS[:24]:
     ids = ours(text)["input_ids"]
-    assert ids == original.encode(text).ids == theirs(text)["input_ids"]
+    assert ids == original.encode(text).ids
+    # Its class has a token of its own.
+    assert "<|endoftext|>" in text or ids == theirs(text)["input_ids"]
     assert ours.decode(ids) == text
 
 
@@ -263,7 +266,7 @@ def test_llama_3s_splits(byte_level, written):
   for text in CORPUS[:24]:
     ids = ours(text)["input_ids"]
     # A text begins with its token unless the file denies it, which transformers does not know.
-    assert ids == [0, *theirs(text)["input_ids"]]
+    assert "<|endoftext|>" in text or ids == [0, *theirs(text)["input_ids"]]
     assert ours.decode(ids, skip_special_tokens=True) == text.replace("<s>", "")
   assert len(theirs(" quickly")["input_ids"]) > 1 and ours(" quickly")["input_ids"][1:] == [len(metadata["tokens"]) - 1]
   pieces = [piece for piece, _ in ours.backend_tokenizer.pre_tokenizer.pre_tokenize_str("IT'S 12345 fox trot\n\n 三")]
@@ -335,10 +338,9 @@ def test_a_damaged_text_is_named(byte_level, written):
 @pytest.mark.slow
 def test_a_published_file_writes_what_transformers_writes(published):
   prompts = ("What is the capital of France?", "Count from 1 to 12.", "用中文说你好。")
-  torch = pytest.importorskip("torch")
-  theirs = transformers.AutoModelForCausalLM.from_pretrained(
-    published.parent, gguf_file=published.name, dtype=torch.float32, attn_implementation="eager"
-  ).eval()
+  config, state = torch_model(published)
+  theirs = transformers.LlamaForCausalLM(config).eval()
+  theirs.load_state_dict(state)
   writer = fsb_jax.pipeline("text_generation", published)
   for prompt in prompts:
     text = encodings.own_conversation_prompt(writer.tokenizer, [{"role": "user", "content": prompt}]).text
