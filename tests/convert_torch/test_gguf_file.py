@@ -337,6 +337,34 @@ def test_damaged_files_are_refused(file, tmp_path):
   assert refused > 200
 
 
+def test_lists_are_read_as_the_format_says(hub, tmp_path):
+  lists = {
+    "texts": ["", "一", "a" * 300, "😀"],
+    "numbers": [0.5, -1.25],
+    "whole": [3, -2],
+    "truths": [True, False, True],
+  }
+
+  class Writer(gguf.GGUFWriter):
+    def add_array(self, name, values):
+      for field, value in lists.items():
+        super().add_array(field, value)
+
+  with mock.patch.object(gguf, "GGUFWriter", Writer):
+    file = write(tmp_path / "model.gguf", hub)
+  theirs, ours = gguf.GGUFReader(file).fields, GgufFile(file)
+  for name, values in lists.items():
+    assert ours.values(name, type(values[0])) == theirs[name].contents() == values
+  writer = gguf.GGUFWriter(tmp_path / "big.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
+  writer.add_array("texts", lists["texts"])
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  with pytest.raises(UserError, match="is of a big-endian machine"):
+    GgufFile(tmp_path / "big.gguf")
+
+
 def test_a_list_that_claims_more_than_there_is_does_not_take_forever(file, tmp_path):
   whole = bytearray(file.read_bytes())
   place = whole.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 8

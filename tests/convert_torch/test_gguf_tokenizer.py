@@ -140,9 +140,7 @@ def written(hub, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
       patched.setattr(gguf, "GGUFWriter", Writer)
-      return write(
-        tmp_path / "model.gguf", hub, drop=("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id")
-      )
+      return write(tmp_path / "model.gguf", hub, drop=("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"))
 
   return make
 
@@ -151,7 +149,12 @@ def tokenizer_of(file):
   return gguf_tokenizer(GgufFile(file))
 
 
-CORPUS = [*TEXTS, *("一二三四五六七八九十" [i:] for i in range(8)), "aaa aaaa aaaaa", "中国人民 人民大学 大学生 学生会"] * 8
+CORPUS = [
+  *TEXTS,
+  *("一二三四五六七八九十"[i:] for i in range(8)),
+  "aaa aaaa aaaaa",
+  "中国人民 人民大学 大学生 学生会",
+] * 8
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +210,17 @@ def test_sentencepiece_is_as_transformers_converts_it(sentencepiece_model, writt
   assert ours("你", "好")["input_ids"] == theirs("你", "好")["input_ids"]
 
 
+def test_tokens_of_one_score_are_reported(sentencepiece_model, written, caplog):
+  metadata = of_sentencepiece(sentencepiece_model)
+  tokenizer_of(written(metadata))
+  assert not caplog.messages
+  merged = [i for i, token in enumerate(metadata["tokens"]) if len(token) > 1 and metadata["token_type"][i] == 1]
+  for i in merged[-3:]:
+    metadata["scores"][i] = 0.5
+  tokenizer_of(written(metadata))
+  assert "3 tokens share their scores, so that some texts get other ids" in caplog.text
+
+
 def test_starts_and_ends_are_as_the_file_says(sentencepiece_model, written):
   metadata = of_sentencepiece(sentencepiece_model)
   plain = sentencepiece_model.encode("一二")
@@ -214,8 +228,9 @@ def test_starts_and_ends_are_as_the_file_says(sentencepiece_model, written):
     *plain, 2
   ]  # fmt: skip
   tokenizer = tokenizer_of(written({**metadata, "add_space_prefix": False}))
-  ids = tokenizer("一二 三")["input_ids"]
-  assert tokenizer.convert_ids_to_tokens(ids)[1][0] == "一" and tokenizer.decode(ids[1:]) == "一二 三"
+  for text, first in (("一二 三", "一"), (" 一二", "▁")):
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids)[1][0] == first and tokenizer.decode(ids[1:]) == text
 
 
 def test_user_defined_tokens_are_whole_and_not_special(sentencepiece_model, written):

@@ -5,6 +5,8 @@ split, what is put before it where nothing says) is as in llama.cpp.
 """
 
 import dataclasses
+import logging
+from collections import Counter
 from typing import Any
 
 from convert_torch.gguf_file import GgufFile
@@ -51,8 +53,9 @@ def gguf_tokenizer(file: GgufFile) -> Any:
   """Makes the tokenizer of a GGUF file.
 
   Byte-level BPE ("gpt2") gives the ids of the tokenizer that the file was made of. SentencePiece's BPE ("llama") has
-  scores where transformers has an order of merges: tokens of one score, between which SentencePiece takes the one
-  further left, are merged in the order in which transformers puts them.
+  scores where transformers has an order of merges. Between tokens of one score SentencePiece takes the one further
+  left, which no order does; those that were added to a vocabulary by hand, as Chinese-LLaMA-Alpaca's, have one score,
+  and texts that hold them may get other ids. A warning says so.
 
   Args:
     file: the opened file.
@@ -158,6 +161,12 @@ def _sentencepiece(file: GgufFile, tokens: list[str], kinds: list[int], unknown:
   scores = dict(zip(tokens, file.values("tokenizer.ggml.scores", float, len(tokens))))
   special = [token for token, kind in zip(tokens, kinds) if kind != _NORMAL]
   merges = generate_merges(vocabulary, scores, special)
+  shared = Counter(scores[merged] for merged in {left + right for left, right in merges})
+  tied = sum(count for count in shared.values() if count > 1)
+  if tied:
+    logging.getLogger(__name__).warning(
+      "%s: %d tokens share their scores, so that some texts get other ids than from SentencePiece", file.path, tied
+    )
   backend = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
   prefix = file.value("tokenizer.ggml.add_space_prefix", bool, True)
   # Every piece of text between added tokens begins with the space, also where it has one already.
