@@ -73,8 +73,9 @@ def from_pretrained(
   """Loads a model.
 
   Args:
-    path: a Hub folder, a folder of ours (also a training run's, or `RUN/checkpoints/best`), a GGUF file of a LLaMA (the
-      tokenizer's files are those beside it), or a Hub id such as "IDEA-CCNL/Erlangshen-Roberta-110M-Sentiment".
+    path: a Hub folder, a folder of ours (also a training run's, or `RUN/checkpoints/best`), a GGUF file of a LLaMA (its
+      tokenizer is that of the files beside it, else its own), or a Hub id such as
+      "IDEA-CCNL/Erlangshen-Roberta-110M-Sentiment".
     head: "base", "masked_lm", "sequence_classification", ...; what the folder says if not given. A head the folder
       lacks is freshly initialised and listed.
     num_labels: classes of the head, where they are not the folder's.
@@ -95,6 +96,8 @@ def from_pretrained(
   if vocab_size is not None and vocab_size < 1:
     raise UserError(f"vocab_size={vocab_size} leaves no token; give how many the model is to know")
   source = find_folder(path)
+  # First, for it takes the least time to fail.
+  tokenizer = read_tokenizer(source) if load_tokenizer else None
   folder = source if source.is_dir() else source.parent
   partitioner = mesh if mesh is None or isinstance(mesh, Partitioner) else Partitioner(mesh)
   run = models.Run(
@@ -121,7 +124,7 @@ def from_pretrained(
     model=model,
     params=params,
     config=config,
-    tokenizer=_tokenizer(folder) if load_tokenizer else None,
+    tokenizer=tokenizer,
     generation_config=_generation_config(folder, hf_config),
     metadata=metadata,
     hf_config=hf_config,
@@ -165,6 +168,17 @@ def read_folder(
   return read(folder, head, num_labels, run)
 
 
+def read_tokenizer(source: Path) -> Any:
+  """The tokenizer of what `find_folder` found; None where it has none."""
+  from fsb_jax.encodings import load_tokenizer
+
+  if source.is_dir():
+    return load_tokenizer(checkpoints.home(source))
+  import convert_torch
+
+  return convert_torch.load_gguf_tokenizer(source)
+
+
 def require_readable(tokenizer: Any, config: models.TransformerConfig) -> None:
   """UserError where the tokenizer's ids are not all that the model reads, or more than it knows."""
   if config.ngrams is not None:
@@ -189,12 +203,6 @@ def _generation_config(folder: Path, hf_config: Mapping[str, Any]) -> dict | Non
     return {**ids, **json.loads(path.read_text("utf-8"))}
   except (ValueError, TypeError) as error:
     raise UserError(f"{path} is no JSON object: {error}") from error
-
-
-def _tokenizer(folder: Path) -> Any:
-  from fsb_jax.encodings import load_tokenizer
-
-  return load_tokenizer(checkpoints.home(folder))
 
 
 def _read_hub(folder: Path, head: str | None, num_labels: int | None, run: models.Run):

@@ -124,17 +124,22 @@ def conversation_prompt(messages: Messages, template: str | Template) -> Prompt:
 
 
 def own_conversation_prompt(tokenizer, messages: Messages) -> Prompt:
-  """The same by the tokenizer's own chat template; UserError where it has none.
+  """The same by the tokenizer's own chat template; UserError where it has none that takes it.
 
   Args:
     tokenizer: a transformers fast tokenizer.
     messages: see the module's docstring; whether there may be a system is the template's affair.
   """
+  import jinja2
+
   if not tokenizer.chat_template:
     raise UserError(f"the tokenizer has no chat template; name one of fsb_jax's: {', '.join(TEMPLATES)}")
   _require_question(messages)
   plain = [dict(message) for message in messages]
-  text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+  try:
+    text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+  except jinja2.TemplateError as error:
+    raise UserError(f"the tokenizer's chat template does not take this conversation: {error}") from error
   # Llama 3's end of a turn is not its end of a text.
   ends = (tokenizer.eos_token, "<|eot_id|>", "<|im_end|>")
   vocabulary = tokenizer.get_vocab()

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from fsb_jax import checkpoints, models, pretrained
-from fsb_jax.encodings import load_tokenizer
 from fsb_jax.errors import UserError
 from fsb_jax.partitioning import Partitioner
 from fsb_jax.training.step import TrainState, Update, abstract_state
@@ -53,7 +52,7 @@ def find_tokenizer(path: str | Path | Any | None, fallback: str | Path | None) -
     raise UserError("training from scratch needs TOKENIZER, the folder of a tokenizer")
   if not isinstance(where, str | Path):
     return where
-  tokenizer = load_tokenizer(checkpoints.home(pretrained.find_folder(where)))
+  tokenizer = pretrained.read_tokenizer(pretrained.find_folder(where))
   if tokenizer is None:
     raise UserError(f"{where} holds no tokenizer; name the folder of one as TOKENIZER")
   return tokenizer

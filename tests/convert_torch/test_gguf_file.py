@@ -29,6 +29,7 @@ gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
 SHAPE = dict(
   hidden_size=256, num_attention_heads=4, num_key_value_heads=2, intermediate_size=256, num_hidden_layers=2,
   max_position_embeddings=64, vocab_size=24, rope_theta=5000.0, rms_norm_eps=1e-5, initializer_range=0.1,
+  attention_bias=False, mlp_bias=False, pad_token_id=None,
 )  # fmt: skip
 NAMES = {
   "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
@@ -108,8 +109,8 @@ def test_an_absent_output_is_tied_to_the_tokens(hub, tmp_path):
   assert ours.config.tie_embeddings and "head" not in ours.params
 
 
-def torch_logits(file, ids):
-  """Of what transformers reads from the file, in float64."""
+def torch_model(file):
+  """What transformers reads from the file: its config and tensors."""
   from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
   config = load_gguf_checkpoint(str(file))["config"]
@@ -119,6 +120,12 @@ def torch_logits(file, ids):
   state = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=empty)["tensors"]
   if config.tie_word_embeddings:
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
+  return config, state
+
+
+def torch_logits(file, ids):
+  """Of what transformers reads from the file, in float64."""
+  config, state = torch_model(file)
   # Its eager attention, its norm and its angles are float32 whatever the model is. So are our angles, but these are
   # rounded otherwise: it is given ours.
   model = transformers.LlamaForCausalLM._from_config(config, attn_implementation="sdpa").double().eval()
@@ -328,6 +335,34 @@ def test_damaged_files_are_refused(file, tmp_path):
       refused += 1
       assert str(damaged) in str(error) and "\n" not in str(error)
   assert refused > 200
+
+
+def test_lists_are_read_as_the_format_says(hub, tmp_path):
+  lists = {
+    "texts": ["", "一", "a" * 300, "😀"],
+    "numbers": [0.5, -1.25],
+    "whole": [3, -2],
+    "truths": [True, False, True],
+  }
+
+  class Writer(gguf.GGUFWriter):
+    def add_array(self, name, values):
+      for field, value in lists.items():
+        super().add_array(field, value)
+
+  with mock.patch.object(gguf, "GGUFWriter", Writer):
+    file = write(tmp_path / "model.gguf", hub)
+  theirs, ours = gguf.GGUFReader(file).fields, GgufFile(file)
+  for name, values in lists.items():
+    assert ours.values(name, type(values[0])) == theirs[name].contents() == values
+  writer = gguf.GGUFWriter(tmp_path / "big.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
+  writer.add_array("texts", lists["texts"])
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  with pytest.raises(UserError, match="is of a big-endian machine"):
+    GgufFile(tmp_path / "big.gguf")
 
 
 def test_a_list_that_claims_more_than_there_is_does_not_take_forever(file, tmp_path):

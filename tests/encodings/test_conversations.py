@@ -106,6 +106,15 @@ def test_the_tokenizers_own_template():
     own_conversation_prompt(a_tokenizer(), ONE)
 
 
+@pytest.mark.parametrize("template,reason", [
+  ("{{ raise_exception('System role not supported') }}", "System role not supported"),
+  ("{% for message in messages %}", "Unexpected end of template"),
+])  # fmt: skip
+def test_what_the_tokenizers_own_template_does_not_take(template, reason):
+  with pytest.raises(UserError, match=f"chat template does not take this conversation: {reason}"):
+    own_conversation_prompt(a_tokenizer(chat_template=template), [SYSTEM, *ONE])
+
+
 def test_stops_that_are_one_token_and_those_that_are_not():
   tokenizer = a_tokenizer()
   ids = tokenizer.get_vocab()

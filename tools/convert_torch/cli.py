@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from convert_torch import change, hub
-from convert_torch.sources import beside, is_gguf
+from convert_torch.sources import beside, is_gguf, tokenizer_folder
 from fsb_jax import checkpoints, models
 from fsb_jax.errors import UserError
 
@@ -24,7 +24,7 @@ def import_checkpoint(
   """Turns a Hub folder into a folder of ours.
 
   Args:
-    source: the Hub folder, or a GGUF file; a tokenizer's files are then those beside it.
+    source: the Hub folder, or a GGUF file, whose tokenizer is that of the files beside it, else its own.
     target: where; must not exist, or be empty.
     head: see `load_hub_folder`.
     num_labels: see `load_hub_folder`.
@@ -42,8 +42,9 @@ def import_checkpoint(
   if checkpoints.is_checkpoint(source):
     raise UserError(f"{source} is a folder of ours already; fsb convert export makes a Hub folder of it")
   run = models.Run(param_dtype=param_dtype, scan_layers=scan_layers, vocab_multiple=vocab_multiple)
-  model = hub.load_hub_folder(source, head=head, num_labels=num_labels, run=run)
-  checkpoints.save_folder(target, model.params, model.metadata(), model.hf_config, tokenizer_from=beside(source))
+  with tokenizer_folder(Path(source)) as tokenizer_from:
+    model = hub.load_hub_folder(source, head=head, num_labels=num_labels, run=run)
+    checkpoints.save_folder(target, model.params, model.metadata(), model.hf_config, tokenizer_from=tokenizer_from)
   return model
 
 

@@ -5,6 +5,7 @@ time, as llama.cpp does.
 """
 
 import re
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ class GgufFile:
   """A GGUF file of a LLaMA, opened but not read; has what `io.WeightFiles` has.
 
   Attributes:
-    paths: the file.
+    path: the file.
+    paths: the same, in a list.
     tensors: what it holds, by the Hub's names.
     config: what config.json would say.
   """
@@ -51,12 +53,13 @@ class GgufFile:
     Raises:
       UserError: the `gguf` package is missing, the file is damaged, or it holds no whole LLaMA.
     """
-    self.paths = [Path(path)]
-    reader = _open(self.paths[0])
+    self.path = Path(path)
+    self.paths = [self.path]
+    reader = _open(self.path)
     self._fields = reader.fields
     self._stored = {_hub_name(tensor.name): tensor for tensor in reader.tensors}
     self.tensors = [
-      io.TensorInfo(name, tuple(tensor.shape[::-1].tolist()), _dtype(tensor.tensor_type.name), self.paths[0])
+      io.TensorInfo(name, tuple(tensor.shape[::-1].tolist()), _dtype(tensor.tensor_type.name), self.path)
       for name, tensor in self._stored.items()
       if name != _ANGLE_FACTORS
     ]
@@ -75,7 +78,7 @@ class GgufFile:
     return {path.name: io.sha256(path) for path in self.paths}
 
   def _config(self) -> dict:
-    path, get = self.paths[0], self._get
+    path, get = self.path, self.value
     architecture = get("general.architecture", str)
     if architecture != "llama":
       raise UserError(f"{path} holds a {architecture} model; fsb_jax reads GGUF files of llama only")
@@ -126,13 +129,13 @@ class GgufFile:
     }
 
   def _scaling(self, base: float, head_dim: int) -> dict | None:
-    kind = self._get("llama.rope.scaling.type", str, "none")
-    factor = self._get("llama.rope.scaling.factor", float, self._get("llama.rope.scale_linear", float, 1.0))
+    kind = self.value("llama.rope.scaling.type", str, "none")
+    factor = self.value("llama.rope.scaling.factor", float, self.value("llama.rope.scale_linear", float, 1.0))
     if _ANGLE_FACTORS in self._stored:
       return self._scaling_of_factors(base, head_dim)
     if kind == "none" or (kind == "linear" and factor == 1):
       return None
-    original = self._get("llama.rope.scaling.original_context_length", int, None)
+    original = self.value("llama.rope.scaling.original_context_length", int, None)
     return {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
 
   def _scaling_of_factors(self, base: float, head_dim: int) -> dict:
@@ -142,26 +145,43 @@ class GgufFile:
     plain = base ** -(np.arange(0, head_dim, 2) / head_dim)
     known, _ = Llama3Scaling(**said).frequencies(plain, base)
     if factors.shape != plain.shape or not np.allclose(plain / factors, known, rtol=1e-5, atol=0):
-      raise UserError(f"{self.paths[0]} scales its angles by {_ANGLE_FACTORS} otherwise than Llama 3.1 does")
+      raise UserError(f"{self.path} scales its angles by {_ANGLE_FACTORS} otherwise than Llama 3.1 does")
     return {
       "rope_type": "llama3", "factor": said["factor"], "low_freq_factor": said["low"],
       "high_freq_factor": said["high"], "original_max_position_embeddings": said["original_length"],
     }  # fmt: skip
 
-  def _get(self, name: str, kind: type, *default: Any) -> Any:
+  def value(self, name: str, kind: type, *default: Any) -> Any:
     """A value of the metadata, of `kind`; UserError where it is of another, or is lacking without a default."""
-    field = self._fields.get(name)
-    if field is None and default:
+    if name not in self._fields and default:
       return default[0]
-    value = None if field is None else field.contents()
+    value = self._contents(name)
     if type(value) is not kind or (kind is not str and not value >= 0):
-      says = f"says {name}={str(value)[:80]!r}" if field else f"lacks {name}"
-      raise UserError(f"{self.paths[0]} {says}; the metadata needs {_KINDS[kind]} there")
+      says = f"says {name}={str(value)[:80]!r}" if name in self._fields else f"lacks {name}"
+      raise UserError(f"{self.path} {says}; the metadata needs {_KINDS[kind]} there")
     # They are float32, whose 1e-5 is no double's.
     return float(str(np.float32(value))) if kind is float else value
 
+  def values(self, name: str, kind: type, count: int | None = None, *default: list) -> list:
+    """A list of the metadata, of `count` values of `kind`; UserError as for `value`."""
+    if name not in self._fields and default:
+      return default[0]
+    values = self._contents(name)
+    if type(values) is not list or not values or any(type(value) is not kind for value in values):
+      says = f"holds no such list in {name}" if name in self._fields else f"lacks {name}"
+      raise UserError(f"{self.path} {says}; the metadata needs a list there, each value {_KINDS[kind]}")
+    if count is not None and len(values) != count:
+      raise UserError(f"{self.path} holds {len(values)} values in {name}, and needs {count}: one for each token")
+    return values
 
-_KINDS = {int: "a whole number", float: "a number", str: "a text"}
+  def _contents(self, name: str) -> Any:
+    try:
+      return self._fields[name].contents() if name in self._fields else None
+    except UnicodeDecodeError:
+      raise UserError(f"{self.path} has a text in {name} that is not UTF-8; download it again") from None
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
 def _open(path: Path):
@@ -176,6 +196,21 @@ def _open(path: Path):
       dtype = np.dtype(dtype).newbyteorder(override_order or self.byte_order)
       return np.frombuffer(self.data, dtype, int(count), int(offset))
 
+    def _get_field_parts(self, orig_offs, raw_type):
+      # The library's own makes arrays of every value of a list, which takes it seconds for a vocabulary.
+      if raw_type != gguf.GGUFValueType.ARRAY:
+        return super()._get_field_parts(orig_offs, raw_type)
+      kind, count = gguf.GGUFValueType(self._get(orig_offs, np.uint32)[0]), int(self._get(orig_offs + 4, np.uint64)[0])
+      start = orig_offs + 12
+      if kind in self.gguf_scalar_to_np:
+        parts = [self._get(start, self.gguf_scalar_to_np[kind], count)]
+        size = parts[0].nbytes
+      elif kind == gguf.GGUFValueType.STRING:
+        parts, size = _texts(memoryview(self.data)[start:], count, self.byte_order)
+      else:
+        raise ValueError(f"a list of {kind.name}")
+      return 12 + size, parts, list(range(len(parts))), [gguf.GGUFValueType.ARRAY, kind]
+
   try:
     reader = Reader(path)
   except (ValueError, KeyError, IndexError, OverflowError, RecursionError) as error:
@@ -185,6 +220,20 @@ def _open(path: Path):
   if reader.endianess != gguf.GGUFEndian.LITTLE:
     raise UserError(f"{path} is of a big-endian machine; convert it with gguf-convert-endian")
   return reader
+
+
+def _texts(data: memoryview, count: int, order: str) -> tuple[list[memoryview], int]:
+  """`count` texts, each after its length, and their bytes with those of the lengths; ValueError beyond the end."""
+  texts, place, length = [], 0, struct.Struct({"I": "=Q", "S": ">Q"}[order])
+  while len(texts) < count:
+    if place + 8 > len(data):
+      raise ValueError("a list of texts goes beyond the end")
+    end = place + 8 + length.unpack_from(data, place)[0]
+    texts.append(data[place + 8 : end])
+    place = end
+  if place > len(data):
+    raise ValueError("a text goes beyond the end")
+  return texts, place
 
 
 def _hub_name(name: str) -> str:

@@ -1,12 +1,17 @@
 """What weights can be read from: a Hub folder, one of tensor-parallel parts, or a GGUF file."""
 
-from collections.abc import Callable
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from convert_torch import io
 from convert_torch.gguf_file import GgufFile
+from convert_torch.gguf_tokenizer import gguf_tokenizer
 from convert_torch.parts import PartFiles, part_folders
 from convert_torch.weights import Table
+from fsb_jax import encodings
 
 
 def is_gguf(path: Path) -> bool:
@@ -18,6 +23,25 @@ def beside(path: Path | str) -> Path:
   """The folder whose other files belong to a source."""
   path = Path(path)
   return path.parent if is_gguf(path) else path
+
+
+def load_gguf_tokenizer(path: Path) -> Any:
+  """The tokenizer of a GGUF file: of the files beside it, else its own; None where there is neither."""
+  found = encodings.load_tokenizer(beside(path))
+  return gguf_tokenizer(GgufFile(path)) if found is None else found
+
+
+@contextlib.contextmanager
+def tokenizer_folder(path: Path) -> Iterator[Path]:
+  """A folder with the tokenizer's files of a source; of a GGUF file that has none beside it they are written first."""
+  if not is_gguf(path) or encodings.load_tokenizer(beside(path)) is not None:
+    yield beside(path)
+    return
+  tokenizer = gguf_tokenizer(GgufFile(path))
+  with tempfile.TemporaryDirectory() as made:
+    if tokenizer is not None:
+      encodings.save_tokenizer(tokenizer, made)
+    yield Path(made)
 
 
 def open_source(path: Path) -> tuple[dict, Callable[[Table], io.WeightFiles | PartFiles | GgufFile]]:
