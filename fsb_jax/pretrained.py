@@ -125,7 +125,7 @@ def from_pretrained(
     params=params,
     config=config,
     tokenizer=tokenizer,
-    generation_config=_generation_config(folder, hf_config),
+    generation_config=_generation_config(folder, hf_config if hasattr(model, "new_cache") else {}),
     metadata=metadata,
     hf_config=hf_config,
     folder=folder,
@@ -194,6 +194,7 @@ def require_readable(tokenizer: Any, config: models.TransformerConfig) -> None:
 
 
 def _generation_config(folder: Path, hf_config: Mapping[str, Any]) -> dict | None:
+  """What a folder says of generation; its config.json where `generation_config.json` does not."""
   said = {name: hf_config[name] for name in _GENERATION_FIELDS if hf_config.get(name) is not None}
   path = checkpoints.home(folder) / "generation_config.json"
   if not path.is_file():

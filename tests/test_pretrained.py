@@ -109,6 +109,24 @@ def test_generation_config_is_read(ours, tmp_path):
   assert fsb_jax.from_pretrained(ours).generation_config is None
 
 
+def test_what_config_json_says_of_generation_is_read_where_there_is_nothing_else(tmp_path):
+  import transformers
+
+  config = transformers.GPT2Config(
+    vocab_size=20, n_embd=8, n_layer=1, n_head=2, eos_token_id=3, pad_token_id=0, bos_token_id=2
+  )
+  transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+  (tmp_path / "generation_config.json").unlink()
+  read = fsb_jax.from_pretrained(tmp_path).generation_config
+  assert (read["eos_token_id"], read["pad_token_id"]) == (3, 0)
+  (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5, "max_length": 9}')
+  read = fsb_jax.from_pretrained(tmp_path).generation_config
+  assert (read["eos_token_id"], read["pad_token_id"], read["max_length"]) == (5, 0, 9)
+  (tmp_path / "generation_config.json").write_text("[")
+  with pytest.raises(UserError, match="generation_config.json is no JSON object"):
+    fsb_jax.from_pretrained(tmp_path)
+
+
 def test_a_hub_id_is_downloaded(hub, monkeypatch):
   import huggingface_hub
 
