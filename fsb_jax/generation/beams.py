@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from fsb_jax.generation.decoding import run_model
+from fsb_jax.generation.decoding import Programs, run_model
 from fsb_jax.generation.processors import Rules, ends, process
 
 # The score of what is no candidate; finite, as in transformers, so that it can be added to.
@@ -61,18 +61,12 @@ class BeamState:
   going: jax.Array
 
 
-class BeamPrograms:
+class BeamPrograms(Programs):
   """The compiled functions of beam search, of a model under some rules; the arguments are those of `Programs`."""
 
   def __init__(self, model: nn.Module, rules: Rules, beam_rules: BeamRules, jit: Callable):
-    self.model, self.rules, self.beam_rules = model, rules, beam_rules
-    self.read = jit(self._read, donate_argnums=1)
-    self.begin_with_copies = jit(self._begin)
-    self.go_on = jit(self._go_on, donate_argnums=1, static_argnums=4)
-
-  def _read(self, params, cache, tokens, mask, positions, encoded):
-    """Reads a part of the prompts, which another follows."""
-    return run_model(self.model, params, tokens, mask, positions, cache, encoded)[1]
+    self.beam_rules = beam_rules
+    super().__init__(model, rules, jit)
 
   def _begin(self, params, state: BeamState, numbers, encoded, tokens, mask, positions, repeats) -> BeamState:
     """Reads the prompts' last part, makes beams of the rows, and takes a step."""

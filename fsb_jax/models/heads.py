@@ -192,67 +192,6 @@ class MaskedLM(Head):
     return outputs.MaskedLMOutput(logits=logits)
 
 
-class LanguageModel(Head):
-  """Scores of the vocabulary at every position, straight from the last hidden state.
-
-  Attributes:
-    bias: see `Decoder`.
-  """
-
-  bias: Literal["trained", "fixed", "none"] = "trained"
-
-  @nn.compact
-  def __call__(
-    self,
-    encoded: outputs.BaseOutput,
-    attend: Attend,
-    deterministic: bool,
-    lm_positions: jax.Array | None = None,
-  ) -> outputs.MaskedLMOutput:
-    """Scores the vocabulary.
-
-    Args:
-      encoded: see the module's docstring.
-      attend: of the token embeddings.
-      deterministic: no dropout.
-      lm_positions: int `[batch, asked]`, where to score it; everywhere if not given.
-    """
-    return outputs.MaskedLMOutput(logits=self.score(encoded.last_hidden_state, attend, lm_positions))
-
-  def score(self, hidden: jax.Array, attend: Attend, positions: jax.Array | None = None) -> jax.Array:
-    """Of hidden states `[batch, length, embed]`, `[batch, length or asked, vocab]`."""
-    config, length = self.config, "activation_length"
-    if positions is not None:
-      hidden, length = jnp.take_along_axis(hidden, positions[..., None], axis=1), None
-    if config.scale_logits:
-      hidden = hidden * config.embed_dim**-0.5
-    return Decoder(config, self.bias, name="lm")(hidden, attend, length)
-
-
-class EncoderAlone(Head):
-  """What an encoder-decoder's encoder made, as it is."""
-
-  of_encoder = True
-
-  def __call__(self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool) -> outputs.BaseOutput:
-    """See the module's docstring."""
-    return encoded
-
-
-class LastTokenClassification(Head):
-  """Classes of a text from its last token, which a decoder pools."""
-
-  uses_pooler = True
-
-  @nn.compact
-  def __call__(
-    self, encoded: outputs.BaseOutput, attend: Attend, deterministic: bool
-  ) -> outputs.SequenceClassificationOutput:
-    """See the module's docstring."""
-    logits = dense(self.config, (self.num_labels,), ("embed", "labels"), "score", bias=False)(encoded.pooler_output)
-    return outputs.SequenceClassificationOutput(logits=logits)
-
-
 class NextSentence(Head):
   """Does the second text follow the first?"""
 
@@ -358,16 +297,6 @@ class FirstTokenClassification(Head):
     x = activation(self.hidden_activation or self.config.activations[0])(x)
     logits = self.classify(x, deterministic, "classifier_out")
     return outputs.SequenceClassificationOutput(logits=logits)
-
-
-class EndTokenClassification(FirstTokenClassification):
-  """The same from a text's last token, the end token, which an encoder-decoder pools (BART)."""
-
-  uses_pooler = True
-
-  def pooled(self, encoded: outputs.BaseOutput) -> jax.Array:
-    """See the base class."""
-    return encoded.pooler_output
 
 
 class TokenClassification(Head):

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from fsb_jax.models import outputs
-from fsb_jax.models.heads import Attend, LanguageModel
+from fsb_jax.models.heads import Attend
 from fsb_jax.models.layers import dense
+from fsb_jax.models.writing_heads import LanguageModel
 
 
 class TextInfill(LanguageModel):

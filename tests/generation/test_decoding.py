@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from writers import EOS, NEW, PAD, our_texts, prompts, writer
 
-from fsb_jax.generation import engine, generate_texts, options_of, prepared
+from fsb_jax.generation import generate_texts, options_of, prepared, run
 from fsb_jax.generation.processors import rules_and_numbers, warp
 
 
@@ -71,13 +71,13 @@ def test_logprobs_are_the_models(gpt2):
 
 
 def test_lengths_ask_for_few_compilations(gpt2):
-  engine._compiled.cache_clear()
+  run.compiled.cache_clear()
   for length, new in ((5, 3), (9, 7), (14, 12), (16, 16)):
     ids, mask = prompts(False, 0, length=length)
     our_texts(gpt2, ids, mask, max_new_tokens=new, temperature=0.5 + new, do_sample=True)
   options = options_of(dict(pad_token_id=PAD, eos_token_id=EOS), do_sample=True, temperature=2.0)
   rules, _ = rules_and_numbers(options, first=0, prompt_end=1, longest=2)
-  programs = engine._compiled(engine.Programs, None, gpt2.model, rules)
+  programs = run.compiled(run.Programs, None, gpt2.model, rules)
   assert programs.go_on._cache_size() == 1 and programs.begin._cache_size() == 1
 
 

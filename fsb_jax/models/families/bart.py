@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from fsb_jax.models.config import DecoderSpec, Dropout, HeadSizes, TransformerConfig
 from fsb_jax.models.encoder_decoder import EncoderDecoderModel
 from fsb_jax.models.families._bart_form import NORM, shared_fields, shared_to_hf
-from fsb_jax.models.heads import EndTokenClassification, LanguageModel
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
 from fsb_jax.models.text_infill import TextInfill
+from fsb_jax.models.writing_heads import EndTokenClassification, LanguageModel
 
 _REQUIRED = {
   "normalize_before": False, "normalize_embedding": True, "add_final_layer_norm": False,

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from fsb_jax.models.config import DecoderSpec, Dropout, TransformerConfig
 from fsb_jax.models.encoder_decoder import EncoderDecoderModel
 from fsb_jax.models.families._bart_form import NORM, shared_fields, shared_to_hf
-from fsb_jax.models.heads import LanguageModel
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
+from fsb_jax.models.writing_heads import LanguageModel
 
 # The first rows of its tables are not used.
 _FIRST = 2

@@ -10,10 +10,11 @@ from fsb_jax.models.config import Dropout, TransformerConfig
 from fsb_jax.models.decoder import DecoderModel
 from fsb_jax.models.families._bert_form import require_values
 from fsb_jax.models.families._decoder_form import known_activation, require_fields, require_multiple
-from fsb_jax.models.heads import LanguageModel, LastTokenClassification, TokenClassification
+from fsb_jax.models.heads import TokenClassification
 from fsb_jax.models.layers import NormSpec
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
+from fsb_jax.models.writing_heads import LanguageModel, LastTokenClassification
 
 _REQUIRED = {"add_cross_attention": False, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
 _FORM = dict(mask_kind="causal", norm_placement="pre", embedding_norm=False, final_norm=True, trains_padding=True)

@@ -12,10 +12,10 @@ from fsb_jax.models.config import Dropout, TransformerConfig
 from fsb_jax.models.decoder import DecoderModel
 from fsb_jax.models.families._bert_form import require_values
 from fsb_jax.models.families._decoder_form import known_activation, require_fields, require_multiple
-from fsb_jax.models.heads import LanguageModel, LastTokenClassification
 from fsb_jax.models.layers import NormSpec
 from fsb_jax.models.registry import Family
 from fsb_jax.models.scaled_rotary import DynamicScaling, LinearScaling, Llama3Scaling, ScaledRotary, YarnScaling
+from fsb_jax.models.writing_heads import LanguageModel, LastTokenClassification
 
 FORM = dict(mask_kind="causal", norm_placement="pre", embedding_norm=False, final_norm=True)
 # What else a scaling is said by -> our field.

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from fsb_jax.models.config import DecoderSpec, Dropout, TransformerConfig
 from fsb_jax.models.encoder_decoder import EncoderDecoderModel
 from fsb_jax.models.families._decoder_form import known_activation, require_fields
-from fsb_jax.models.heads import EncoderAlone, LanguageModel
 from fsb_jax.models.layers import NormSpec
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
+from fsb_jax.models.writing_heads import EncoderAlone, LanguageModel
 
 _FORM = dict(norm_placement="pre", embedding_norm=False, final_norm=True)
 _REQUIRED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "feed_forward_proj",

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from fsb_jax.models.config import DecoderSpec, Dropout, TransformerConfig
 from fsb_jax.models.encoder_decoder import EncoderDecoderModel
 from fsb_jax.models.families._bart_form import NORM, shared_fields, shared_to_hf
-from fsb_jax.models.heads import LanguageModel
 from fsb_jax.models.positions import SinusoidPositions
 from fsb_jax.models.registry import Family
+from fsb_jax.models.writing_heads import LanguageModel
 
 _REQUIRED = {
   "normalize_before": True, "normalize_embedding": False, "add_final_layer_norm": True,

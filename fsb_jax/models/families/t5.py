@@ -7,8 +7,8 @@ import functools
 
 from fsb_jax.models.encoder_decoder import EncoderDecoderModel
 from fsb_jax.models.families._t5_form import config_from_hf, config_to_hf, size
-from fsb_jax.models.heads import LanguageModel
 from fsb_jax.models.registry import Family
+from fsb_jax.models.writing_heads import LanguageModel
 
 FAMILY = Family(
   name="t5",

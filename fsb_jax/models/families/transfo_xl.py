@@ -13,10 +13,10 @@ from fsb_jax.models.config import Dropout, TransformerConfig
 from fsb_jax.models.decoder import DecoderModel
 from fsb_jax.models.distance_attention import DistanceAttention, SharedDistances
 from fsb_jax.models.families._decoder_form import require_fields
-from fsb_jax.models.heads import LanguageModel
 from fsb_jax.models.layers import NormSpec
 from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.registry import Family
+from fsb_jax.models.writing_heads import LanguageModel
 
 _REQUIRED = ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "max_memory_length", "relative_encoding")
 _FORM = dict(

@@ -8,15 +8,10 @@ from collections.abc import Mapping
 
 from fsb_jax.models.config import Dropout, TransformerConfig
 from fsb_jax.models.families._bert_form import require_values, shared_fields, shared_to_hf
-from fsb_jax.models.heads import (
-  LanguageModel,
-  QuestionAnswering,
-  SummaryClassification,
-  SummaryMultipleChoice,
-  TokenClassification,
-)
+from fsb_jax.models.heads import QuestionAnswering, SummaryClassification, SummaryMultipleChoice, TokenClassification
 from fsb_jax.models.registry import Family
 from fsb_jax.models.two_stream import SinusoidDistances, TwoStreamModel
+from fsb_jax.models.writing_heads import LanguageModel
 
 # XLNet's name of a field -> BERT's.
 _NAMES = {
