@@ -66,7 +66,8 @@ def attend(
   probabilities = attention_probabilities(query, key, mask, scale=scale, bias=bias)
   probabilities = dropped(probabilities, dropout_rate, dropout_rng)
   grouped = probabilities.reshape(probabilities.shape[0], value.shape[2], -1, *probabilities.shape[2:])
-  return jnp.einsum("bngqk,bknd->bqngd", grouped.astype(value.dtype), value).reshape(query.shape)
+  result = jnp.einsum("bngqk,bknd->bqngd", grouped.astype(value.dtype), value)
+  return result.reshape(*query.shape[:-1], value.shape[-1])
 
 
 def dropped(probabilities: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:

@@ -124,7 +124,8 @@ def family_of_hub_config(hf: Mapping) -> Family:
     for candidate in all_families().values():
       if named and form(candidate.model_type) == form(named.removeprefix("fengshen-")) and candidate.reads(hf):
         return candidate
-  known = ", ".join(sorted({f.model_type for f in all_families().values()}))
+  # The original's T5 is written in capitals.
+  known = ", ".join(sorted({f.model_type for f in all_families().values()}, key=str.lower))
   raise UserError(f"config.json says model_type {model_type!r}, which fsb_jax does not know; known: {known}")
 
 

@@ -112,7 +112,7 @@ def make_pair(family, head="base", **run):
     for parameter in theirs.parameters():
       parameter.add_(0.2 * torch.randn_like(parameter))
   slots = engine.slots(table(family), config, param_shapes(model), prefixed=head != "base")
-  return Pair(head=head, theirs=theirs, model=model, config=config, slots=slots)
+  return Pair(family=family, head=head, theirs=theirs, model=model, config=config, slots=slots)
 
 
 @pytest.fixture(scope="module")

@@ -160,6 +160,7 @@ def on_one_device(batch, options, **changes):
   return params, *one_step(partitioner, params, batch, config, **options)
 
 
+@pytest.mark.slow
 def test_levers_equal_one_device(batch):
   rates = {r"layers_0/": 0.0, r"layers_1/mlp/": 0.5, "position_embed": 0}
   levers = Levers(label_smoothing=0.1, r_drop=0.5, fgm=1.0, ema_decay=0.5, parameter_rates=rates)
@@ -236,8 +237,10 @@ def test_the_taggers_equal_one_device(head, mesh, batch):
 
 @pytest.mark.parametrize(
   "optimizer,share",
-  [(lion(learning_rate=1e-3), (0.99, 1.01)), (adafactor(learning_rate=1e-2, smallest_factored=8), (0, 0.5))],
-  ids=["lion", "adafactor"],
+  [
+    pytest.param(lion(learning_rate=1e-3), (0.99, 1.01), id="lion", marks=pytest.mark.slow),
+    pytest.param(adafactor(learning_rate=1e-2, smallest_factored=8), (0, 0.5), id="adafactor"),
+  ],
 )
 def test_other_optimizers_equal_one_device(optimizer, share, batch):
   partitioner = Partitioner({"data": 2, "fsdp": 2, "tensor": 2})

@@ -344,7 +344,7 @@ def test_decay_takes_kernels_and_embeddings_of_real_models(family, scan):
   assert jax.tree.leaves(decay_mask(boxed)) == [flags[path] for path in sorted(flags)]
   kept = {path for path, decays in flags.items() if not decays}
   # LLaMA and T5 have no biases.
-  unbiased = family in ("llama", "mt5", "t5")
+  unbiased = family in ("fengshen_llama", "llama", "mt5", "t5")
   assert {re.split("[/_]", path)[-1] for path in kept} == ({"scale"} if unbiased else {"bias", "scale"})
   assert {re.split("[/_]", path)[-1] for path in set(flags) - kept} <= {"kernel", "embedding", "embed"}
 

@@ -47,7 +47,7 @@ TWO_PROCESSES = None
 @pytest.mark.parametrize(
   "moves",
   [
-    (CUBE, TWO_PROCESSES, ONE),
+    pytest.param((CUBE, TWO_PROCESSES, ONE), marks=pytest.mark.slow),
     pytest.param(
       (ONE, dict(devices=8, mesh={"data": 8}), dict(devices=8, mesh={"fsdp": 8}), CUBE, ONE, TWO_PROCESSES, ONE),
       marks=pytest.mark.slow,

@@ -250,7 +250,7 @@ def test_bfloat16_with_microbatches_and_remat_learns_too(table, tokenizer, tmp_p
     ({"eval_batch_size": 6}, "BATCH_SIZE 6 cannot be split over 4 parts"),
     ({"model": None}, "either INITIAL_CHECKPOINT_PATH or a MODEL"),
     ({"model": SizedModel("bert", "huge")}, "unknown size 'huge' of the bert family; known: tiny"),
-    ({"model": SizedModel("bart", "tiny")}, "unknown model family 'bart'; known: albert, bert"),
+    ({"model": SizedModel("gpt_neo", "tiny")}, "unknown model family 'gpt_neo'; known: albert, bart, bert"),
     ({"tokenizer": None}, "needs TOKENIZER"),
     ({"train_steps": 0}, "TRAIN_STEPS must be a whole number above 0"),
     ({"keep_checkpoints": 0}, "KEEP_CHECKPOINTS must be a whole number above 0 or None, not 0"),
