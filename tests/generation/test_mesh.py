@@ -22,7 +22,8 @@ SAMPLED = dict(do_sample=True, temperature=3.0, num_return_sequences=2)
     *(
       pytest.param(*case, marks=pytest.mark.slow)
       for case in (
-        ("bart", dict(num_beams=2), MESHES[1]), ("llama", {}, MESHES[0]), ("llama", {}, MESHES[1]), ("llama", SAMPLED, MESHES[1]), ("llama", {}, MESHES[2]),
+        ("bart", dict(num_beams=2), MESHES[1]), ("llama", {}, MESHES[0]),
+        ("llama", {}, MESHES[1]), ("llama", SAMPLED, MESHES[1]), ("llama", {}, MESHES[2]),
         ("bart", dict(num_beams=2), MESHES[0]), ("t5", dict(num_beams=2), MESHES[0]),
         ("gpt2", dict(guidance_scale=1.5), MESHES[0]),
       )
