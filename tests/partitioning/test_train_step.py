@@ -239,7 +239,9 @@ def test_the_taggers_equal_one_device(head, mesh, batch):
   "optimizer,share",
   [
     pytest.param(lion(learning_rate=1e-3), (0.99, 1.01), id="lion", marks=pytest.mark.slow),
-    pytest.param(adafactor(learning_rate=1e-2, smallest_factored=8), (0, 0.5), id="adafactor"),
+    pytest.param(
+      adafactor(learning_rate=1e-2, smallest_factored=8), (0, 0.5), id="adafactor", marks=pytest.mark.slow
+    ),
   ],
 )
 def test_other_optimizers_equal_one_device(optimizer, share, batch):

@@ -230,6 +230,7 @@ def test_starting_from_a_checkpoint_keeps_its_body(finished, table, tmp_path):
   assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
 
 
+@pytest.mark.slow
 def test_bfloat16_with_microbatches_and_remat_learns_too(table, tokenizer, tmp_path):
   from fsb_jax import models
 
