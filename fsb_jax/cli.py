@@ -141,6 +141,8 @@ def generate(
     list[str] | None, typer.Option(help="Any other, as NAME=VALUE: num_beams=4, temperature=0.7, top_p=0.9, ...")
   ] = None,
   stream: Annotated[bool, typer.Option(help="Show the text while it is written.")] = True,
+  input_file: Annotated[Path | None, typer.Option("--input", help="A prompt per line.")] = None,
+  output_file: Annotated[Path | None, typer.Option("--output", help="JSON lines go there instead.")] = None,
 ) -> None:
   """Write texts with a decoder or an encoder-decoder.
 
@@ -148,14 +150,14 @@ def generate(
   """
   _quiet()
   _cache_compilations()
-  from fsb_jax.pipelines.text_generation import write_to_terminal
+  from fsb_jax.pipelines.text_generation import write_out
 
   options = dict(map(_named_value, option or []))
   options |= {"max_new_tokens": max_new_tokens} if max_new_tokens is not None else {}
   options |= {"do_sample": True} if sample else {}
-  write_to_terminal(
-    model, prompt or [], template=template, conversation=chat, system=system, stream=stream, draft=draft,
-    options=options,
+  write_out(
+    model, prompt or [], input_file=input_file, output_file=output_file, template=template, conversation=chat,
+    system=system, stream=stream, draft=draft, options=options,
   )  # fmt: skip
 
 

@@ -83,14 +83,14 @@ def generate_texts(
   if draft is not None:
     _require_draft(model, draft[0], chosen)
 
-  # The token that decides how long rows are.
-  filled = ids.shape[1] if encoder_input is not None else rounded_up(ids.shape[1])
-  if filled > chosen.prefill_chunk:
-    filled = -(-filled // chosen.prefill_chunk) * chosen.prefill_chunk
   guides = chosen.guidance_scale != 1
   negative = _negative(model, ids, mask, negative_prompt_ids, negative_prompt_attention_mask, pad) if guides else None
-  if negative is not None and negative[0].shape[1] > filled:
-    filled = rounded_up(negative[0].shape[1])
+  filled = ids.shape[1] if negative is None else max(ids.shape[1], negative[0].shape[1])
+  # Encoder-decoders count their own positions, so nothing may stand before their first token.
+  if decodes_alone:
+    filled = rounded_up(filled)
+    # All chunks of one shape.
+    filled = -(-filled // chosen.prefill_chunk) * chosen.prefill_chunk if filled > chosen.prefill_chunk else filled
   prompts = left_filled(ids, mask, filled, pad)
   longest = filled + new
   spare = chosen.speculate + 1 if draft is not None else 0

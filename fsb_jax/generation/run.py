@@ -260,7 +260,9 @@ class Run:
     """The state with those texts finished that hold a stop string, and whether all are."""
     finished = np.asarray(state.finished)
     if self.options.stop_strings and not finished.all():
-      written = np.asarray(state.texts[:, self.prompt_end : index])
+      # A stop string that ends with the newest tokens is all there is to find, and each token is a byte of it or more.
+      newest = 2 + self.options.speculate + max(len(stop.encode()) for stop in self.options.stop_strings)
+      written = np.asarray(state.texts[:, max(self.prompt_end, index - newest) : index])
       now = [done or self._holds_stop(row) for done, row in zip(finished, written)]
       state, finished = state.replace(finished=jnp.asarray(now)), np.array(now)
     return state, bool(finished.all())

@@ -1,13 +1,13 @@
 """From text to answer: one file per task that users know by name."""
 
 import importlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fsb_jax.errors import UserError
+from fsb_jax.pipelines.lines import json_line, read_texts, require_new_file, write_json_lines
 
 _PIPELINES = {"text_classification": "TextClassification", "text_generation": "TextGeneration"}
 
@@ -32,25 +32,14 @@ def predict_lines(
   task: str, model: str, texts: Sequence[str], input_file: Path | None, output_file: Path | None
 ) -> None:
   """Answers for texts and for the lines of a file, as JSON lines on standard output or in a file."""
-  if not texts and input_file is None:
-    raise UserError("nothing to predict: give --text or --input FILE")
-  if output_file is not None and (output_file.exists() or not output_file.absolute().parent.is_dir()):
-    raise UserError(f"--output {output_file} exists already or is in a folder that does not; choose another")
-  texts = list(texts)
-  if input_file is not None:
-    try:
-      # A line is what ends in a newline: other characters that end lines somewhere may stand in a text.
-      texts += input_file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-      raise UserError(f"--input {input_file} cannot be read as UTF-8 text: {error}") from error
-  answers = pipeline(task, model)(texts)
-  lines = "".join(
-    json.dumps({"text": text, **answer}, ensure_ascii=False) + "\n" for text, answer in zip(texts, answers)
-  )
+  texts = read_texts(texts, input_file, "nothing to predict: give --text or --input FILE")
+  if output_file is not None:
+    require_new_file(output_file)
+  rows = [{"text": text, **answer} for text, answer in zip(texts, pipeline(task, model)(texts))]
   if output_file is None:
-    sys.stdout.write(lines)
+    sys.stdout.writelines(map(json_line, rows))
   else:
-    output_file.write_text(lines, encoding="utf-8")
+    write_json_lines(output_file, rows)
 
 
 __all__ = ["pipeline", "predict_lines"]

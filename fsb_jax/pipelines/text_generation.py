@@ -10,6 +10,8 @@ import numpy as np
 from fsb_jax import encodings
 from fsb_jax.errors import UserError
 from fsb_jax.generation import Generated, generate_texts, prepared
+from fsb_jax.partitioning import Partitioner
+from fsb_jax.pipelines.lines import read_texts, require_new_file, write_json_lines
 from fsb_jax.pretrained import from_pretrained, require_readable
 
 
@@ -21,14 +23,19 @@ class TextGeneration:
     template: of conversations, one of `encodings.TEMPLATES`; the tokenizer's own if not given.
     batch_size: prompts at a time.
     draft: a smaller model of the same tokenizer that proposes tokens, see `generation.generate_texts`.
-    **options: of `from_pretrained`, such as dtype= or mesh=.
+    mesh: see `from_pretrained`; texts are written on it.
+    say: called with a line on the cache's size before it is allocated.
+    **options: of `from_pretrained`, such as dtype=.
   """
 
   def __init__(
     self, model: str | Path, *, template: str | None = None, batch_size: int = 8, draft: str | Path | None = None,
-    **options: Any,
+    mesh: Any = None, say: Callable[[str], None] | None = None, **options: Any,
   ):  # fmt: skip
-    loaded = from_pretrained(model, **{"scan_layers": False, **options})
+    self._partitioner = mesh if mesh is None or isinstance(mesh, Partitioner) else Partitioner(mesh)
+    self._say = say
+    options = {"scan_layers": False, "mesh": self._partitioner, **options}
+    loaded = from_pretrained(model, **options)
     if loaded.tokenizer is None:
       raise UserError(f"{model} holds no tokenizer; put its files (tokenizer.json, vocab.txt, ...) there")
     require_readable(loaded.tokenizer, loaded.config)
@@ -39,7 +46,7 @@ class TextGeneration:
     self._reads = loaded.config.decoder is not None
     self._draft = None
     if draft is not None:
-      small = from_pretrained(draft, **{"scan_layers": False, "load_tokenizer": False, **options})
+      small = from_pretrained(draft, **{"load_tokenizer": False, **options})
       self._draft = prepared(small.model, small.params)
 
   def __call__(self, prompts: str | Sequence[str], **options: Any) -> dict[str, Any] | list[dict[str, Any]]:
@@ -95,7 +102,7 @@ class TextGeneration:
 
     made = generate_texts(
       self._model, self._params, ids, mask, generation_config=self._config(), tokenizer=self.tokenizer,
-      on_tokens=stream, draft=self._draft, **options,
+      on_tokens=stream, draft=self._draft, partitioner=self._partitioner, say=self._say, **options,
     )  # fmt: skip
     if stream is not None and (rest := pieces.finish()):
       on_text(rest)
@@ -117,33 +124,36 @@ class TextGeneration:
     return [{"generated_text": texts[i : i + each]} for i in range(0, len(texts), each)]
 
 
-def write_to_terminal(
-  model: str, prompts: Sequence[str], *, template: str | None, conversation: bool, system: str | None, stream: bool,
-  draft: str | None, options: Mapping[str, Any],
+def write_out(
+  model: str, prompts: Sequence[str], *, input_file: Path | None = None, output_file: Path | None = None,
+  template: str | None = None, conversation: bool = False, system: str | None = None, stream: bool = True,
+  draft: str | None = None, options: Mapping[str, Any],
 ) -> None:  # fmt: skip
-  """Writes on from prompts, or answers them as the user's messages, on standard output."""
-  if not prompts:
-    raise UserError("nothing to go on from: give --prompt, once or several times")
+  """Writes on from prompts and the lines of a file, or answers them as the user's messages.
+
+  The only prompt's text goes to standard output while it is written, if `stream`; several go there when all are done,
+  or as JSON lines of `prompt` and `generated_text` into `output_file`.
+  """
+  prompts = read_texts(prompts, input_file, "nothing to go on from: give --prompt, or --input FILE")
   if system is not None and not conversation:
     raise UserError("--system is a part of a conversation; add --chat")
-  writer = TextGeneration(model, template=template, draft=draft)
-  streaming = stream and len(prompts) == 1 and options.get("num_beams", 1) == 1
+  if output_file is not None:
+    require_new_file(output_file)
+  writer = TextGeneration(model, template=template, draft=draft, say=lambda line: print(line, file=sys.stderr))
   options = dict(options)
+  streaming = stream and len(prompts) == 1 and output_file is None and options.get("num_beams", 1) == 1
   if streaming:
     options["on_text"] = lambda piece: print(piece, end="", flush=True)
-  if not conversation:
-    answers = writer(list(prompts), **options)
-    if not streaming:
-      for prompt, answer in zip(prompts, answers):
-        texts = answer["generated_text"]
-        for text in [texts] if isinstance(texts, str) else texts:
-          print(f"{prompt}\n  {text}" if len(prompts) > 1 else text)
-  else:
+  if conversation:
     first = [] if system is None else [{"role": "system", "content": system}]
-    for prompt in prompts:
-      answer = writer.chat([*first, {"role": "user", "content": prompt}], **options)
-      if not streaming:
-        print(f"{prompt}\n  {answer}" if len(prompts) > 1 else answer)
-  if streaming:
-    print()
-  sys.stdout.flush()
+    texts = [writer.chat([*first, {"role": "user", "content": prompt}], **options) for prompt in prompts]
+  else:
+    texts = [answer["generated_text"] for answer in writer(prompts, **options)]
+  if output_file is not None:
+    write_json_lines(output_file, ({"prompt": p, "generated_text": text} for p, text in zip(prompts, texts)))
+  elif streaming:
+    print(flush=True)
+  else:
+    for prompt, text in zip(prompts, texts):
+      for each in [text] if isinstance(text, str) else text:
+        print(f"{prompt}\n  {each}" if len(prompts) > 1 else each)

@@ -1,0 +1,38 @@
+"""Texts from the shell and answers into files."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fsb_jax.errors import UserError
+
+
+def read_texts(texts: Sequence[str], input_file: Path | None, nothing: str) -> list[str]:
+  """Texts and the lines of a file; UserError `nothing` where there are none."""
+  if not texts and input_file is None:
+    raise UserError(nothing)
+  texts = list(texts)
+  if input_file is not None:
+    try:
+      # A line is what ends in a newline: other characters that end lines somewhere may stand in a text.
+      texts += input_file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+      raise UserError(f"--input {input_file} cannot be read as UTF-8 text: {error}") from error
+  return texts
+
+
+def require_new_file(output_file: Path) -> None:
+  """UserError where a file is there already, or cannot be."""
+  if output_file.exists() or not output_file.absolute().parent.is_dir():
+    raise UserError(f"--output {output_file} exists already or is in a folder that does not; choose another")
+
+
+def write_json_lines(output_file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+  """A line for every row, Chinese as it is."""
+  output_file.write_text("".join(json_line(row) for row in rows), encoding="utf-8")
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+  """A row as a line of JSON."""
+  return json.dumps(row, ensure_ascii=False) + "\n"
