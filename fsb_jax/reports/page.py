@@ -9,6 +9,8 @@ from html import escape
 from fsb_jax.reports.content import Report, Spread, TaskReport
 from fsb_jax.reports.wording import interval, one_line, percent, ranked, seconds
 
+# Percent of colour in a cell that holds its whole row; the number in it must stay readable.
+_DEEPEST = 65
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --faint: #667080; --line: #d5dae1; --paper: #fff; --band: #f3f5f8;
   --right: #1a7f5a; --wrong: #d1432f; --mark: #2f6fde; }
@@ -31,8 +33,8 @@ tr.own td { font-weight: 700; background: var(--band); } td.text { min-width: 22
 .confusion { border-collapse: separate; border-spacing: 1px; font-size: .8rem; }
 .confusion th, .confusion td { border: 0; padding: .15rem .35rem; white-space: nowrap; }
 .confusion td { text-align: right; min-width: 1.2rem; background: var(--band); }
-.confusion td.right { background: color-mix(in srgb, var(--right) calc(var(--share) * 65%), var(--band)); }
-.confusion td.wrong { background: color-mix(in srgb, var(--wrong) calc(var(--share) * 65%), var(--band)); }
+.confusion td.right { background: color-mix(in srgb, var(--right) var(--share), var(--band)); }
+.confusion td.wrong { background: color-mix(in srgb, var(--wrong) var(--share), var(--band)); }
 .confusion thead th { position: sticky; top: 0; z-index: 1; background: var(--paper); vertical-align: bottom;
   writing-mode: vertical-rl; }
 .confusion tbody th { position: sticky; left: 0; background: var(--paper); text-align: right; }
@@ -143,7 +145,7 @@ def _confusion(task: TaskReport) -> str:
   for i, counts in enumerate(task.confusion):
     total = sum(counts)
     cells = "".join(
-      f'<td class="{"right" if i == j else "wrong"}" style="--share:{count / total:.3f}" '
+      f'<td class="{"right" if i == j else "wrong"}" style="--share:{_DEEPEST * count / total:.1f}%" '
       f'title="{names[i]} → {names[j]}">{count}</td>' if count else "<td></td>"
       for j, count in enumerate(counts)
     )  # fmt: skip

@@ -125,8 +125,8 @@ def _pieces(text: str) -> list[str]:
   from nltk.tokenize import word_tokenize
 
   found = []
-  for i, part in enumerate(_HAN.split(text)):
-    found += [part] if i % 2 else word_tokenize(part, preserve_line=True)
+  for part in filter(None, _HAN.split(text)):
+    found += [part] if _HAN.match(part) else word_tokenize(part, preserve_line=True)
   return found
 
 

@@ -125,7 +125,7 @@ def test_spreads_over_training_sets():
 
 def test_json_holds_everything():
   report = whole(classified()[0], classified(task="其他", text=HOSTILE)[0], confidence=0.9)
-  read = json.loads(reports.to_json(report))
+  read = json.loads(reports.to_json(report).encode())
   assert read == json.loads(json.dumps(dataclasses.asdict(report)))
   assert read["tasks"][0]["scores"]["accuracy"]["value"] == report.tasks[0].scores["accuracy"].value
 
@@ -162,6 +162,8 @@ def test_the_page_of_a_hundred_labels():
   cells = [attributes for tag, attributes in page.tags if tag == "td" and attributes.get("class") in ("right", "wrong")]
   assert len(cells) == np.count_nonzero(report.confusion)
   assert sum(1 for cell in cells if cell["class"] == "right") == np.count_nonzero(np.diag(report.confusion))
+  shares = [int(count) / sum(row) for row in report.confusion for count in row if count]
+  assert [cell["style"] for cell in cells] == [f"--share:{65 * share:.1f}%" for share in shares]
   empty = sum(1 for tag, attributes in page.tags if tag == "td" and not attributes)
   assert len(cells) + empty >= 119**2
   assert len(text) < 400_000

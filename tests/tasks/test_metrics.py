@@ -68,6 +68,7 @@ def test_bmes_tags():
   assert tag_f1(target, target)["f1"] == 1
   found = tag_f1(target, [["B-人", "I-人", "E-人", "O", "O"]])
   assert found == {"precision": 1, "recall": 0.5, "f1": pytest.approx(2 / 3)}
+  assert tag_f1([["B-人", "M-人", "B-人"]], [["B-人", "I-人", "B-人"]])["f1"] == 1  # ill-formed ones too
   with pytest.raises(UserError, match="Example 0 has 5 tags but 1"):
     tag_f1(target, [["O"]])
 
