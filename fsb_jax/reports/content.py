@@ -86,7 +86,7 @@ class Spread:
     values: the score for each training set.
     mean: their mean.
     standard_deviation: of the sample, which divides by one less than there are values.
-    references: published means.
+    references: published means; those of single tasks stand in their `TaskReport`.
   """
 
   task: str
@@ -230,14 +230,12 @@ def spreads(runs: Sequence[Sequence[TaskReport]], benchmark: str = "fewclue") ->
     if other != tasks[0]:
       raise UserError(f"Training set 0 was scored on {', '.join(tasks[0])}, and set {number} on {', '.join(other)}.")
   values = np.array([[report.scores[report.metric].value for report in run] for run in runs])
-  found = [
-    _spread(report.task, report.metric, values[:, i], report.references) for i, report in enumerate(runs[0])
-  ]
+  found = [_spread(report.task, report.metric, values[:, i]) for i, report in enumerate(runs[0])]
   metrics = sorted({report.metric for report in runs[0]})
   return (*found, _spread("average", " and ".join(metrics), values.mean(axis=-1), references(benchmark)))
 
 
-def _spread(task: str, metric: str, values: np.ndarray, published: tuple[Reference, ...]) -> Spread:
+def _spread(task: str, metric: str, values: np.ndarray, published: tuple[Reference, ...] = ()) -> Spread:
   values = tuple(map(float, values))
   return Spread(task, metric, values, statistics.mean(values), statistics.stdev(values), published)
 

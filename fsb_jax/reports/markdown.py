@@ -1,9 +1,10 @@
 """A report as Markdown."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fsb_jax.reports.content import Report, Spread, TaskReport
+from fsb_jax.reports.published import Reference
 from fsb_jax.reports.wording import interval, one_line, percent, ranked, seconds
 
 # Signs that Markdown or the HTML inside it would read as its own.
@@ -24,6 +25,8 @@ def to_markdown(report: Report) -> str:
     ]
   if report.spreads:
     parts += ["## Training sets", _spreads(report.spreads)]
+    for each in report.spreads:
+      parts += _published({each.metric: each.mean}, "", each.references)
   for task in report.tasks:
     parts += _task(task)
   return "\n\n".join(parts) + "\n"
@@ -60,9 +63,7 @@ def _task(task: TaskReport) -> list[str]:
       ("score", "", "interval"), ((name, percent(score.value), interval(score)) for name, score in task.scores.items())
     )
   )
-  if task.references:
-    rows = ((row.model, row.metric, percent(row.value), row.split, row.source) for row in ranked(task))
-    parts += ["### Beside published scores", _table(("model", "score", "", "split", "source"), rows)]
+  parts += _published({name: score.value for name, score in task.scores.items()}, task.split, task.references)
   if task.confusion:
     # As pairs: a matrix of a hundred labels is no table to read.
     pairs = sorted(
@@ -75,6 +76,15 @@ def _task(task: TaskReport) -> list[str]:
     rows = ((error.id, error.target, error.prediction, percent(error.score), error.text) for error in task.worst_errors)
     parts += ["### Worst errors", _table(("id", "target", "predicted", task.score_kind, "text"), rows)]
   return parts
+
+
+def _published(scores: Mapping[str, float], split: str, references: Sequence[Reference]) -> list[str]:
+  if not references:
+    return []
+  rows = (
+    (row.model, row.metric, percent(row.value), row.split, row.source) for row in ranked(scores, split, references)
+  )
+  return ["### Beside published scores", _table(("model", "score", "", "split", "source"), rows)]
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -3,19 +3,20 @@
 Confusion matrices are tables with coloured cells, which need no Chinese font of a plotting library and stay sharp.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from fsb_jax.reports.content import Report, Spread, TaskReport
+from fsb_jax.reports.published import Reference
 from fsb_jax.reports.wording import interval, one_line, percent, ranked, seconds
 
 # Percent of colour in a cell that holds its whole row; the number in it must stay readable.
 _DEEPEST = 65
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --faint: #667080; --line: #d5dae1; --paper: #fff; --band: #f3f5f8;
-  --right: #1a7f5a; --wrong: #d1432f; --mark: #2f6fde; }
+  --right: 26 127 90; --wrong: 209 67 47; --mark: 47 111 222; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e7eb; --faint: #98a2b0; --line: #39404a; --paper: #15181c;
-  --band: #20252b; --right: #35b589; --wrong: #f0705c; --mark: #7aa7ff; } }
+  --band: #20252b; --right: 53 181 137; --wrong: 240 112 92; --mark: 122 167 255; } }
 body { font: 15px/1.55 system-ui, "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", sans-serif; color: var(--ink);
   background: var(--paper); max-width: 76rem; margin: 0 auto; padding: 1.5rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .5rem; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
@@ -28,13 +29,14 @@ tr.own td { font-weight: 700; background: var(--band); } td.text { min-width: 22
 .scale { position: relative; width: 14rem; height: .9rem; margin-top: .3rem; background: var(--band);
   border-radius: .2rem; }
 .scale i { position: absolute; top: 0; bottom: 0; }
-.scale .range { background: color-mix(in srgb, var(--mark) 45%, transparent); }
-.scale .point { width: 2px; background: var(--mark); } .scale .baseline { width: 2px; background: var(--wrong); }
+.scale .range { background: rgb(var(--mark) / 40%); }
+.scale .point { width: 2px; background: rgb(var(--mark)); }
+.scale .baseline { width: 2px; background: rgb(var(--wrong)); }
 .confusion { border-collapse: separate; border-spacing: 1px; font-size: .8rem; }
 .confusion th, .confusion td { border: 0; padding: .15rem .35rem; white-space: nowrap; }
-.confusion td { text-align: right; min-width: 1.2rem; background: var(--band); }
-.confusion td.right { background: color-mix(in srgb, var(--right) var(--share), var(--band)); }
-.confusion td.wrong { background: color-mix(in srgb, var(--wrong) var(--share), var(--band)); }
+.confusion td { text-align: right; min-width: 1.2rem; }
+.confusion td.right { background: rgb(var(--right) / var(--share)); }
+.confusion td.wrong { background: rgb(var(--wrong) / var(--share)); }
 .confusion thead th { position: sticky; top: 0; z-index: 1; background: var(--paper); vertical-align: bottom;
   writing-mode: vertical-rl; }
 .confusion tbody th { position: sticky; left: 0; background: var(--paper); text-align: right; }
@@ -59,6 +61,8 @@ def to_html(report: Report) -> str:
     ]
   if report.spreads:
     parts += ["<h2>Training sets</h2>", _spreads(report.spreads)]
+    for each in report.spreads:
+      parts += _published({each.metric: each.mean}, "", each.references)
   for task in report.tasks:
     parts += _task(task)
   return f"""<!doctype html>
@@ -111,14 +115,7 @@ def _task(task: TaskReport) -> list[str]:
   parts = [f"<h2>{_plain(task.task)}</h2>"]
   rows = ((_cell(name), _number(percent(each.value)), _number(interval(each))) for name, each in task.scores.items())
   parts.append(_table(("score", "", "interval"), rows))
-  if task.references:
-    rows = (
-      (_cell(row.model), _cell(row.metric), _number(percent(row.value)), _cell(row.split), _cell(row.source))
-      for row in ranked(task)
-    )
-    own = {i for i, row in enumerate(ranked(task)) if not row.source}
-    header = ("model", "score", "", "split", "source")
-    parts += ["<h3>Beside published scores</h3>", _table(header, rows, own)]
+  parts += _published({name: each.value for name, each in task.scores.items()}, task.split, task.references)
   if task.confusion:
     parts += [
       "<h3>Confusions</h3>",
@@ -136,6 +133,20 @@ def _task(task: TaskReport) -> list[str]:
     header = ("id", "target", "predicted", task.score_kind, "text")
     parts += ["<h3>Worst errors</h3>", _table(header, rows)]
   return parts
+
+
+def _published(scores: Mapping[str, float], split: str, references: Sequence[Reference]) -> list[str]:
+  if not references:
+    return []
+  rows = ranked(scores, split, references)
+  cells = (
+    (
+      _cell(row.model), _cell(row.metric), _number(percent(row.value)), _cell(row.split), _cell(row.source),
+    )
+    for row in rows
+  )  # fmt: skip
+  table = _table(("model", "score", "", "split", "source"), cells, {i for i, row in enumerate(rows) if not row.source})
+  return ["<h3>Beside published scores</h3>", table]
 
 
 def _confusion(task: TaskReport) -> str:

@@ -1,8 +1,9 @@
 """How reports write numbers and foreign text."""
 
 import unicodedata
+from collections.abc import Mapping, Sequence
 
-from fsb_jax.reports.content import Score, TaskReport
+from fsb_jax.reports.content import Score
 from fsb_jax.reports.published import Reference
 
 # Texts of examples are cut there.
@@ -40,11 +41,8 @@ def _is_unsafe(sign: str) -> bool:
   return unicodedata.category(sign) in ("Cc", "Cs") or unicodedata.bidirectional(sign) in _TURNS
 
 
-def ranked(task: TaskReport) -> list[Reference]:
-  """The published scores of a task and its own, the best first, score by score."""
-  own = [Reference("this model", name, score.value, task.split, "") for name, score in task.scores.items()]
-  rows = [*own, *task.references]
-  metrics = list(dict.fromkeys([task.metric, *(row.metric for row in rows)]))
-  known = {row.metric for row in task.references}
-  rows = [row for row in rows if row.metric in known]
-  return sorted(rows, key=lambda row: (metrics.index(row.metric), -row.value))
+def ranked(scores: Mapping[str, float], split: str, published: Sequence[Reference]) -> list[Reference]:
+  """Published scores and our own of the same metrics (those without a source), metric by metric, the best first."""
+  metrics = list(dict.fromkeys(row.metric for row in published))
+  own = [Reference("this model", metric, scores[metric], split, "") for metric in metrics if metric in scores]
+  return sorted([*own, *published], key=lambda row: (metrics.index(row.metric), -row.value))

@@ -117,6 +117,7 @@ def test_spreads_over_training_sets():
   report = whole(spreads=found)
   for text in (reports.to_html(report), reports.to_markdown(report)):
     assert f"{100 * found[1].standard_deviation:.2f}" in text
+    assert "UniMC-1.3B" in text and "72.05" in text and text.count("this model") == 1
   with pytest.raises(UserError, match="at least two training sets, not 1"):
     reports.spreads(runs[:1])
   with pytest.raises(UserError, match="set 1 on tnews"):
