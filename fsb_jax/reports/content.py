@@ -203,9 +203,10 @@ def task_report(
     **bootstrap: see `intervals`.
   """
   own = measured.by_example()[metric]
-  lowest = np.argsort(own, kind="stable")[:WORST]
+  # Where there is nothing to find and nothing was found, F1 is 0 and nothing is wrong.
+  wrong = [i for i in np.argsort(own, kind="stable") if own[i] < 1 and targets[i] != predictions[i]]
   errors = [
-    WorstError(str(ids[i]), texts[i], targets[i], predictions[i], round(float(own[i]), 6)) for i in lowest if own[i] < 1
+    WorstError(str(ids[i]), texts[i], targets[i], predictions[i], round(float(own[i]), 6)) for i in wrong[:WORST]
   ]
   return TaskReport(
     task, split, len(own), metric, _scores(measured, bootstrap),

@@ -39,7 +39,13 @@ class Submission:
   one_object: bool = False
 
   def filename(self, part: str = "") -> str:
-    """The file's name; `part` is one of `PARTS`, or empty."""
+    """The file's name; `part` is one of `PARTS`, or empty.
+
+    Raises:
+      UserError: there is no such part.
+    """
+    if part and part not in PARTS:
+      raise UserError(f"FewCLUE takes files for the training sets {', '.join(PARTS)}, not for {part!r}.")
     return f"{self.name}_predict{f'_{part}' if part else ''}.json"
 
 

@@ -12,6 +12,7 @@ import sklearn.metrics
 from fsb_jax import reports
 from fsb_jax.errors import UserError
 from fsb_jax.reports.content import WORST
+from fsb_jax.tasks.metrics import entity_f1
 from fsb_jax.tasks.metrics_text import reading_comprehension
 
 NAMES = ("故事", "文化", "娱乐")
@@ -202,3 +203,12 @@ def test_files(tmp_path):
   with pytest.raises(UserError, match="tnews.md already exists"):
     reports.write_report(report, tmp_path, "tnews")
   assert not written[0].exists()
+
+
+def test_where_nothing_was_to_be_found_nothing_is_wrong():
+  measured = entity_f1([[], ["人"], []], [[], ["人"], ["地"]])
+  report = reports.task_report(
+    "cluener", "validation", measured, "f1", ids=[0, 1, 2], texts=["一"] * 3, targets=["", "人", ""],
+    predictions=["", "人", "地"],
+  )  # fmt: skip
+  assert [error.id for error in report.worst_errors] == ["2"]

@@ -52,6 +52,8 @@ def test_names_and_labels():
   assert names["ocnli"] == "ocnli_50k_predict.json" and names["chid"] == "chid11_predict.json"
   assert len(set(names.values())) == len(names)
   assert SUBMISSIONS["bustm"].filename(PARTS[-1]) == "bustm_predict_all.json"
+  with pytest.raises(UserError, match="for the training sets 0, 1, 2, 3, 4, all, not for '5'"):
+    SUBMISSIONS["bustm"].filename("5")
   # The leaderboard's labels stand in the order of ours.
   for task in ("afqmc", "ocnli"):
     assert SUBMISSIONS[task].labels == registry.info(task).label_names
