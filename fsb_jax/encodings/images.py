@@ -35,9 +35,13 @@ class ImageForm:
   deviation: tuple[float, ...] | None = (0.26862954, 0.26130258, 0.27577711)
 
   def __post_init__(self):
-    sizes = np.ravel([x for x in (self.resized, self.cropped) if x is not None])
-    if not all(isinstance(x.item(), int) and x > 0 for x in sizes):
+    sizes = [x for size in (self.resized, self.cropped) for x in _sizes(size)]
+    if not all(isinstance(x, int) and x > 0 for x in sizes):
       raise UserError(f"images are resized to {self.resized} and cropped to {self.cropped}; give numbers above 0")
+
+
+def _sizes(size: int | tuple[int, ...] | None) -> tuple[int, ...]:
+  return () if size is None else size if isinstance(size, tuple) else (size,)
 
 
 def image_form(folder: Path | str, image_size: int = 224) -> ImageForm:

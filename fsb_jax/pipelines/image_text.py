@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fsb_jax import encodings
+from fsb_jax import checkpoints, encodings
 from fsb_jax.errors import UserError
 from fsb_jax.pretrained import Loaded, from_pretrained, require_readable
 
@@ -67,7 +67,7 @@ class ImageText:
         )
     self.scale = float(np.exp(np.asarray(images.params["logit_scale"], np.float32)))
     self.tokenizer = loaded.tokenizer
-    self.form = encodings.image_form(images.folder, images.config.vision.image_size)
+    self.form = encodings.image_form(checkpoints.home(images.folder), images.config.vision.image_size)
     self._batch_size = batch_size
     limit = loaded.config.positions.usable_length
     if max_length is not None and not 2 <= max_length <= limit:

@@ -165,7 +165,7 @@ def rewritten(folder, target, change):
   shutil.copytree(folder, target)
   tensors = tensors_of(folder)
   tensors = change(tensors) or tensors
-  save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, target / "model.safetensors")
+  save_file({name: np.array(x, order="C") for name, x in tensors.items()}, target / "model.safetensors")
   return target
 
 

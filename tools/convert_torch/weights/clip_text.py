@@ -9,7 +9,7 @@ TABLE = Table(
   prefix="",
   rows=(*text_tower(), Row("head/text_projection/kernel", "text_projection.weight", linear)),
   ignore=BUFFERS,
-  # Version 5 of transformers calls them so in its class, though not in its files.
+  # So version 5 of transformers writes them where it did not read them by their published names.
   rename=((r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1."),),
   float64_in_transformers=False,
 )
