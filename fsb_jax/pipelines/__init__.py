@@ -55,7 +55,8 @@ def predict_lines(
   except TypeError as error:
     if "unexpected keyword argument" not in str(error):
       raise
-    raise UserError(f"{task} has no option {str(error).rpartition(' ')[2]}; see the documentation of its class") from error
+    name = str(error).rpartition(" ")[2]
+    raise UserError(f"{task} has no option {name}; see the documentation of its class") from error
   answers = answer(texts)
   lines = "".join(
     json.dumps({"text": text, **found}, ensure_ascii=False) + "\n" for text, found in zip(texts, answers)

@@ -22,8 +22,8 @@ def retrieval_recall(
     at: numbers k.
 
   Returns:
-    `text_to_image_recall@k` and `image_to_text_recall@k` for every k, and their mean `mean_recall`, between 0 and 1. What
-    is as alike as the right one is taken to stand before it.
+    `text_to_image_recall@k` and `image_to_text_recall@k` for every k, and their mean `mean_recall`, between 0 and 1.
+    What is as alike as the right one is taken to stand before it.
 
   Raises:
     UserError: shapes that do not fit, a text whose image is in no column, an image without a text, a similarity that is

@@ -103,7 +103,8 @@ def test_files_are_upright_still_and_on_white(tmp_path):
   Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
   assert (np.asarray(load_image(tmp_path / "clear.png")) == 255).all()
   # A path and its image are the same.
-  np.testing.assert_array_equal(encode_images([str(tmp_path / "clear.png")]), theirs([Image.open(tmp_path / "clear.png")]))
+  expected = theirs([Image.open(tmp_path / "clear.png")])
+  np.testing.assert_array_equal(encode_images([str(tmp_path / "clear.png")]), expected)
 
 
 def png_of_size(width, height):

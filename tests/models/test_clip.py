@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_clip import TEXT, VISION, as_torch, batch_of, by_name, crossing, exact_softmax, named_tensors, ours, torch_clip
+from tiny_clip import (
+  TEXT,
+  VISION,
+  as_torch,
+  batch_of,
+  by_name,
+  crossing,
+  exact_softmax,
+  named_tensors,
+  ours,
+  torch_clip,
+)
 from tiny_hub import QUICK
 
 from fsb_jax import models
@@ -69,13 +80,13 @@ def test_everything_is_that_of_transformers(case, scan):
     params = crossing(family, head, config, named_tensors(theirs))
     step = jax.jit(jax.value_and_grad(loss_of, has_aux=True), compiler_options=QUICK)
     (our_loss, outputs), gradients = step(params)
+    wanted = crossing(family, head, config, named_tensors(theirs, lambda parameter: parameter.grad))
   got = dict(by_name(outputs))
   assert expected.keys() <= got.keys()
   assert {"text_model_output.hidden_states", "vision_model_output.attentions"} <= expected.keys() or not both
   for name, reference in expected.items():
     assert_equal(got[name], reference)
   np.testing.assert_allclose(our_loss, loss.detach().numpy(), rtol=1e-9)
-    wanted = crossing(family, head, config, named_tensors(theirs, lambda parameter: parameter.grad))
   wanted = models.flatten(wanted)
   for path, gradient in models.flatten(gradients).items():
     assert np.abs(gradient - wanted[path]).max() <= 1e-9 * max(1, np.abs(wanted[path]).max()), path
@@ -84,9 +95,12 @@ def test_everything_is_that_of_transformers(case, scan):
 
 
 def test_taiyi_reads_the_first_token_in_its_getters_and_the_pooler_in_its_forward():
-  bert = dict(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+  bert = transformers.BertConfig(
+    vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+    max_position_embeddings=16, initializer_range=0.3,
+  )  # fmt: skip
   torch.manual_seed(0)
-  text = transformers.BertModel(transformers.BertConfig(**bert, max_position_embeddings=16, initializer_range=0.3)).double().eval()
+  text = transformers.BertModel(bert).double().eval()
   clip = torch_clip("CLIPModel").double()
   hf = {
     "model_type": "clip", "projection_dim": 24, "text_config": text.config.to_dict(),
@@ -103,7 +117,8 @@ def test_taiyi_reads_the_first_token_in_its_getters_and_the_pooler_in_its_forwar
   pixels = arrays.pop("pixel_values")
   with exact_softmax(), torch.no_grad():
     read, images = text(**arrays), clip.get_image_features(pixels).pooler_output
-    features = {"clip": clip.text_projection(read.last_hidden_state[:, 0]), "base": clip.text_projection(read.pooler_output)}
+    vectors = {"clip": read.last_hidden_state[:, 0], "base": read.pooler_output}
+    features = {head: clip.text_projection(vector) for head, vector in vectors.items()}
   assert (features["clip"] - features["base"]).abs().max() > 0.1
   with jax.enable_x64(True):
     params = crossing("taiyi_clip", "clip", config, tensors)
@@ -115,7 +130,8 @@ def test_taiyi_reads_the_first_token_in_its_getters_and_the_pooler_in_its_forwar
     # Of either.
     got = ours("taiyi_clip", "base", config, params, texts, method="get_text_features")
     assert_equal(np.asarray(got), features["clip"].numpy())
-    got = ours("taiyi_clip", "base", config, params, {"pixel_values": batch["pixel_values"]}, method="get_image_features")
+    pixels = {"pixel_values": batch["pixel_values"]}
+    got = ours("taiyi_clip", "base", config, params, pixels, method="get_image_features")
     assert_equal(np.asarray(got), images.numpy())
 
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from convert_torch import import_checkpoint, save_hub_folder
+from convert_torch.cli import import_checkpoint
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_clip import torch_clip
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from fsb_jax import cli, encodings, models, pipeline
+from fsb_jax import cli, encodings, pipeline
 from fsb_jax.errors import UserError
 from fsb_jax.pipelines.image_text import ImageText
 
@@ -92,7 +93,6 @@ def test_a_whole_taiyi_of_ours_reads_both(place, tmp_path):
     "model_type": "clip", "architectures": ["TaiyiCLIPModel"], "projection_dim": 24,
     "text_config": bert.config.to_dict(), "vision_config": clip.config.vision_config.to_dict(),
   }  # fmt: skip
-  from safetensors.torch import save_file
 
   tensors = {name: x for name, x in clip.state_dict().items() if not name.startswith("text_model.")}
   tensors |= {f"text_model.{name}": x for name, x in bert.bert.state_dict().items()}
@@ -128,7 +128,8 @@ def test_from_the_shell(place, monkeypatch, capsys):
   line = json.loads(fsb("--option", "labels=" + ",".join(LABELS), *images).out)
   expected = expected_scores(place, [folder / "a.png"])[0]
   assert line["text"].endswith("a.png") and line["score"] == pytest.approx(float(expected.max()), abs=1e-5)
-  assert "zero_shot_image_classification has no option 'lable'" in fsb("--option", "labels=猫,狗", "--option", "lable=1", *images).err
+  wrong = fsb("--option", "labels=猫,狗", "--option", "lable=1", *images)
+  assert "zero_shot_image_classification has no option 'lable'" in wrong.err
   assert "labels=['猫'] is no choice; give at least two" in fsb("--option", "labels=猫", *images).err
 
 

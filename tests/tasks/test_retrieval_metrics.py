@@ -8,9 +8,12 @@ from fsb_jax.tasks.retrieval_metrics import retrieval_recall
 def slowly(similarity, text_images, images, k):
   """Recall at k, by sorting; without ties."""
   columns = [i for i, image in enumerate(images) if image not in images[:i]]
-  found = [text_images[t] in [images[c] for c in sorted(columns, key=lambda c: -row[c])[:k]] for t, row in enumerate(similarity)]
+  found = [
+    image in [images[c] for c in sorted(columns, key=lambda c, row=row: -row[c])[:k]]
+    for image, row in zip(text_images, similarity)
+  ]
   of_images = [
-    any(text_images[t] == images[c] for t in sorted(range(len(text_images)), key=lambda t: -similarity[t][c])[:k])
+    any(text_images[t] == images[c] for t in sorted(range(len(text_images)), key=lambda t, c=c: -similarity[t][c])[:k])
     for c in columns
   ]
   return np.mean(found), np.mean(of_images)

@@ -218,7 +218,8 @@ def _by_name(outputs: Mapping, prefix: str = "") -> Iterator[tuple[str, np.ndarr
     if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
       yield from _by_name(value if isinstance(value, Mapping) else vars(value), f"{prefix}{name}.")
     elif value is not None:
-      yield prefix + name, np.asarray(value) if not isinstance(value, tuple) else np.stack([np.asarray(x) for x in value])
+      by_layer = isinstance(value, tuple)
+      yield prefix + name, np.stack([np.asarray(x) for x in value]) if by_layer else np.asarray(value)
 
 
 def _run_ours(ours: hub.HubModel, inputs: dict, dtype: str) -> dict:
