@@ -48,7 +48,8 @@ def test_models_take_shape(path):
   assert all(isinstance(leaf, nn.LogicallyPartitioned) for leaf in models.flatten(boxed).values())
   shapes = jax.tree.map(lambda leaf: leaf.shape, nn.meta.unbox(boxed), is_leaf=lambda x: hasattr(x, "shape"))
   tables = [shape for path, shape in models.flatten(shapes).items() if path.endswith("token_embed/embedding")]
-  assert tables == ([(config.vocab_size, config.token_width)] if config.vocab_size else [])
+  # A tower that reads images has none.
+  assert (config.vocab_size, config.token_width) in tables or (not config.vocab_size and not tables)
 
 
 @pytest.mark.parametrize("family", sorted(models.all_families()))
