@@ -33,9 +33,9 @@ def image_losses(outputs: Any, batch: Batch) -> jax.Array:
 
 
 def _own_row(logits: jax.Array, batch: Batch) -> jax.Array:
-  # A row that fills the batch up is no answer but its own, so that it has a loss, which nobody counts.
-  possible = (row_weights(batch) > 0) | jnp.eye(len(logits), dtype=bool)
-  return cross_entropy(jnp.where(possible, logits, -jnp.inf), jnp.arange(len(logits)))
+  # Rows that fill the batch up are no answer.
+  answers = jnp.where(row_weights(batch) > 0, logits, -jnp.inf)
+  return cross_entropy(answers, jnp.arange(len(logits)))
 
 
 def pair_counts(batch: Batch) -> jax.Array:
