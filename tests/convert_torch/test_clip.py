@@ -73,7 +73,9 @@ def test_a_padded_vocabulary_computes_the_same(tmp_path):
   assert_transformers_takes(save_as_hub(tmp_path / "again", hub), tmp_path / "hub", model)
 
 
-@pytest.mark.parametrize("architecture", ["CLIPModel", "CLIPVisionModelWithProjection"])
+@pytest.mark.parametrize(
+  "architecture", ["CLIPModel", pytest.param("CLIPVisionModelWithProjection", marks=pytest.mark.slow)]
+)
 def test_verifying(tmp_path, architecture):
   torch_clip(architecture).save_pretrained(tmp_path)
   hub = load_hub_folder(tmp_path)
@@ -128,7 +130,7 @@ def test_taiyi_is_what_the_original_computed():
 
 
 @pytest.mark.skipif(not ALL.is_dir(), reason=f"no goldens at {ALL}; set FSB_GOLDENS_DIR")
-@pytest.mark.parametrize("name", ["hf_clip", "taiyi_clip"])
+@pytest.mark.parametrize("name", ["hf_clip", pytest.param("taiyi_clip", marks=pytest.mark.slow)])
 def test_goldens(name):
   check_golden(ALL / name)
 

@@ -100,8 +100,8 @@ def single():
 
 
 MESHES = [
-  {"data": 8},
   {"data": 2, "fsdp": 2, "tensor": 2},
+  pytest.param({"data": 8}, marks=pytest.mark.slow),
   # Rows of patches are split by no mesh.
   pytest.param({"sequence": 2, "tensor": 4}, marks=pytest.mark.slow),
   pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
