@@ -137,8 +137,8 @@ class VisionModel(nn.Module):
 def _whole_rows():
   """A mesh splits no row of patches.
 
-  With the class token they are a number that few meshes divide, and of parts of several sizes XLA (jaxlib 0.10.2) computes
-  wrong gradients.
+  With the class token they are a number that few meshes divide, and of parts of several sizes XLA (jaxlib 0.10.2)
+  computes wrong gradients.
   """
   rules = [(name, None if name == "activation_length" else axes) for name, axes in nn.get_logical_axis_rules()]
   with nn.logical_axis_rules(rules):

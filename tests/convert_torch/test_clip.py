@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import transformers
 from convert_torch import load_hub_folder
 from convert_torch.cli import export_checkpoint, import_checkpoint
 from convert_torch.verify import verify
@@ -158,3 +159,17 @@ def test_a_folder_that_lacks_a_tower_says_so(tmp_path):
   )
   with pytest.raises(UserError, match=r"- vision_model.encoder.layers.1.mlp.fc1.weight \[56, 40\] for vision/encoder"):
     load_hub_folder(tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_verifying_with_sentences(tmp_path):
+  # Bytes as byte-level vocabularies write them.
+  letters = [chr(i) for i in (*range(33, 127), *range(161, 324))]
+  words = [*letters, *(f"{letter}</w>" for letter in letters)]
+  vocab = {word: place for place, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+  transformers.CLIPTokenizer(vocab=vocab, merges=[]).save_pretrained(tmp_path)
+  end = vocab["<|endoftext|>"]
+  torch_clip("CLIPModel", vocab_size=len(vocab), eos_token_id=end, pad_token_id=end).save_pretrained(tmp_path)
+  certificate = verify(tmp_path)
+  assert certificate["passed"], certificate["results"]
+  assert {result["inputs"] for result in certificate["results"]} == {"random ids", "sentences"}
