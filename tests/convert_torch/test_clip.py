@@ -130,8 +130,9 @@ def test_taiyi_is_what_the_original_computed():
   check_golden(HERE / "taiyi_clip", scan_layers=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ALL.is_dir(), reason=f"no goldens at {ALL}; set FSB_GOLDENS_DIR")
-@pytest.mark.parametrize("name", ["hf_clip", pytest.param("taiyi_clip", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["hf_clip", "taiyi_clip"])
 def test_goldens(name):
   check_golden(ALL / name)
 

@@ -94,6 +94,7 @@ def test_everything_is_that_of_transformers(case, scan):
     assert np.abs(wanted[path]).max() > 1e-6 or path.endswith("attention/key/bias"), path
 
 
+@pytest.mark.slow
 def test_taiyi_reads_the_first_token_in_its_getters_and_the_pooler_in_its_forward():
   bert = transformers.BertConfig(
     vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
