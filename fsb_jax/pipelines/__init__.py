@@ -9,14 +9,18 @@ from typing import Any
 from fsb_jax.errors import UserError
 from fsb_jax.pipelines.lines import json_line, read_texts, require_new_file, write_json_lines
 
-_PIPELINES = {"text_classification": "TextClassification", "text_generation": "TextGeneration"}
+_PIPELINES = {
+  "text_classification": "TextClassification",
+  "text_generation": "TextGeneration",
+  "zero_shot_image_classification": "ZeroShotImageClassification",
+}
 
 
 def pipeline(task: str, model: str | Path, **options: Any):
-  """A callable that answers for `task` ("text_classification", "text_generation") with a model.
+  """A callable that answers for a task with a model.
 
   Args:
-    task: name of the pipeline.
+    task: "text_classification", "text_generation" or "zero_shot_image_classification".
     model: a training run's folder, a converted folder, or a Hub folder or id.
     **options: of the pipeline's class.
 
@@ -29,13 +33,23 @@ def pipeline(task: str, model: str | Path, **options: Any):
 
 
 def predict_lines(
-  task: str, model: str, texts: Sequence[str], input_file: Path | None, output_file: Path | None
+  task: str, model: str, texts: Sequence[str], input_file: Path | None, output_file: Path | None, **options: Any
 ) -> None:
-  """Answers for texts and for the lines of a file, as JSON lines on standard output or in a file."""
+  """Answers for texts (or paths of images) and for the lines of a file, as JSON lines on standard output or in a file.
+
+  `options` are those of the pipeline.
+  """
   texts = read_texts(texts, input_file, "nothing to predict: give --text or --input FILE")
   if output_file is not None:
     require_new_file(output_file)
-  rows = [{"text": text, **answer} for text, answer in zip(texts, pipeline(task, model)(texts))]
+  try:
+    answer = pipeline(task, model, **options)
+  except TypeError as error:
+    if "unexpected keyword argument" not in str(error):
+      raise
+    name = str(error).rpartition(" ")[2]
+    raise UserError(f"{task} has no option {name}; see the documentation of its class") from error
+  rows = [{"text": text, **found} for text, found in zip(texts, answer(texts))]
   if output_file is None:
     sys.stdout.writelines(map(json_line, rows))
   else:

@@ -333,7 +333,7 @@ def test_clipping_is_by_the_norm_of_all_gradients(norm, expected):
   np.testing.assert_allclose(updates["bias"] * -1e8, [-4.0 * expected], rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", models.all_families())
+@pytest.mark.parametrize("family", LM)
 @pytest.mark.parametrize("scan", [True, False])
 def test_decay_takes_kernels_and_embeddings_of_real_models(family, scan):
   size = next(iter(models.family(family).sizes))
@@ -371,3 +371,11 @@ def test_schedules_are_those_of_transformers_today(kind):
   np.testing.assert_allclose(
     values(18, kind=kind, learning_rate=3e-4, train_steps=17, warmup_steps=3), expected, rtol=1e-9, atol=1e-18
   )
+
+
+def test_decay_leaves_the_class_token_and_the_scale_of_clip_alone():
+  model = models.build("clip", models.sized("clip", "tiny"), "clip")
+  flags = models.flatten(decay_mask(nn.meta.unbox(models.abstract_params(model))))
+  kept = {path for path, decays in flags.items() if not decays}
+  assert {path.split("/")[-1] for path in kept} == {"bias", "scale", "class_token", "logit_scale"}
+  assert flags["vision/patch_embed/kernel"] and flags["text_projection/kernel"] and flags["text/token_embed/embedding"]
