@@ -12,7 +12,7 @@ from fsb_jax.tasks.text_task import PlainTextTask
 
 @dataclasses.dataclass(frozen=True)
 class CorpusTask:
-  """Documents that TensorFlow Datasets has prepared, under `tensorflow_datasets` of the data directory or where it does.
+  """Documents that TensorFlow Datasets has prepared: in `tensorflow_datasets` of the data directory, or its own folder.
 
   Attributes:
     name: the task's name, under which it is registered.
@@ -57,8 +57,8 @@ class CorpusTask:
 
 
 TASKS = (
-  CorpusTask("wikipedia_zh", "articles of the Chinese Wikipedia", "wikipedia/20230601.zh", (("train", "train"),)),
+  CorpusTask("wikipedia_zh", "articles of the Chinese Wikipedia", "wikipedia/20230601.zh:1.0.0", (("train", "train"),)),
   CorpusTask(
-    "c4_zh", "Chinese pages of the web, cleaned", "c4/multilingual", (("train", "zh"), ("validation", "zh-validation"))
+    "c4_zh", "Chinese pages of the web, cleaned", "c4/multilingual:3.1.0", (("train", "zh"), ("validation", "zh-validation"))
   ),
 )

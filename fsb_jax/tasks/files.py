@@ -101,9 +101,10 @@ def find(data_dir: Path, folder: str, filename: str) -> DataFile | None:
 
 def read_json_lines(file: DataFile) -> Iterator[Row]:
   """Yields the JSON objects of a file, one to a line; blank lines are passed over."""
+  name = str(file)
   with file.open() as handle:
     for number, line in enumerate(handle, 1):
-      where = f"{file}, line {number}"
+      where = f"{name}, line {number}"
       if not line.strip():
         continue
       try:
@@ -205,9 +206,10 @@ def read_documents(file: DataFile, text_field: str, blocks: bool) -> Iterator[Ro
 
 def read_lines(file: DataFile) -> Iterator[tuple[str, str]]:
   """Yields where each line of a text file stands, and the line."""
+  name = str(file)
   with file.open() as handle:
     for number, line in enumerate(handle, 1):
-      where = f"{file}, line {number}"
+      where = f"{name}, line {number}"
       try:
         yield where, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
       except UnicodeDecodeError as error:

@@ -6,9 +6,6 @@ from fsb_jax.encodings import entities_of_tags
 from fsb_jax.errors import UserError
 from fsb_jax.tasks.files import DataFile, Row, read_json, read_json_lines, read_lines, read_table
 
-_PREFIXES = "BIMES"
-
-
 def read_squad(file: DataFile) -> Iterator[Row]:
   """Yields the questions of a file of SQuAD's form, each with its passage.
 
@@ -80,21 +77,19 @@ def read_tags(file: DataFile, labels: Sequence[str]) -> Iterator[Row]:
     UserError: a tag is of another form or has a label that is none of `labels`; the message names file and line.
   """
   sentences = list(_tagged_table(file) if file.suffix == ".tsv" and _is_table(file) else _tagged_lines(file))
-  prefixes = set()
+  known = {"O", *(f"{prefix}-{label}" for prefix in "BIMES" for label in labels)}
   for where, tokens, tags, lines in sentences:
     if len(tokens) != len(tags):
       raise UserError(f"{where}: has {len(tokens)} tokens but {len(tags)} tags; give one for each.")
-    for position, tag in enumerate(tags):
-      prefix, dash, label = tag.partition("-")
-      prefixes.add(prefix)
-      if tag != "O" and (not dash or prefix not in _PREFIXES or len(prefix) != 1 or label not in labels):
-        place = lines[position] if lines else where
-        raise UserError(
-          f"{place}: unknown tag {tag!r}; tags are O, or one of B, I, M, E, S before -{', -'.join(labels)}."
-        )
+    if not known.issuperset(tags):
+      position = next(number for number, tag in enumerate(tags) if tag not in known)
+      place = lines[position] if lines else where
+      raise UserError(
+        f"{place}: unknown tag {tags[position]!r}; tags are O, or one of B, I, M, E, S before -{', -'.join(labels)}."
+      )
   # Weibo's files write after each character its place in the word.
   numbered = all(len(token) == 2 and token[1].isdigit() for _, tokens, _, _ in sentences for token in tokens)
-  scheme = "bioes" if prefixes & set("EMS") else "bio"
+  scheme = "bioes" if any(tag[0] in "EMS" for _, _, tags, _ in sentences for tag in tags) else "bio"
   for where, tokens, tags, _ in sentences:
     entities = entities_of_tags(["I" + tag[1:] if tag.startswith("M-") else tag for tag in tags], scheme)
     if numbered:

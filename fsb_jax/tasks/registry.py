@@ -119,7 +119,7 @@ def info(name: str) -> TaskInfo:
     return _info(name, tasks[name], tasks[name].label_names, 0)
   mixture = name.split(".")[0]
   if mixture not in MIXTURES or name not in (mixture, *mixture_members(mixture)):
-    raise UserError(f"There is no task {name!r}; the known ones are {', '.join(names())}.")
+    raise UserError(f"There is no task {name!r}; the known ones are {', '.join([*tasks, *MIXTURES])}.")
   members, label_names = mixture_members(mixture), joint_label_names(mixture)
   if name == mixture:
     under_one_head = [task.name for task in members.values()]

@@ -182,7 +182,7 @@ def label_of(where: str, fields: dict, name: Column) -> str:
   return str(value)
 
 
-def text_of(where: str, fields: dict, name: Column) -> str:
+def text_of(where: str, fields: dict, name: Column, may_be_empty: bool = False) -> str:
   """A row's text; UserError where it is none, empty or not valid Unicode."""
   if callable(name):
     value, name = name(where, fields), name.__name__
@@ -190,7 +190,7 @@ def text_of(where: str, fields: dict, name: Column) -> str:
     value = field_of(where, fields, name)
   if not isinstance(value, str):
     raise UserError(f"{where}: field {name!r} must be text, not {type(value).__name__}.")
-  if not value.strip():
+  if not may_be_empty and not value.strip():
     raise UserError(f"{where}: field {name!r} is empty; fill it in or take the row out.")
   try:
     value.encode()
