@@ -58,4 +58,4 @@ def _members(archive: Path, modified: int, size: int) -> tuple[str, ...]:
       return tuple(member.name for member in opened if member.isfile())
   except DAMAGED as error:
     kind = "zip" if archive.name.lower().endswith(".zip") else "tar"
-    raise UserError(f"{archive} is not a {kind} archive ({error}); fetch it again.") from error
+    raise UserError(f"{archive} is not a {kind} archive ({' '.join(str(error).split())}); fetch it again.") from error

@@ -107,7 +107,7 @@ def cluener_example(where: str, fields: dict, split: str, labels: tuple[str, ...
       raise UserError(f"{where}: unknown label {label!r} in 'label'; the known labels are {', '.join(labels)}.")
     for surface, places in surfaces.items():
       for start, last in places:
-        if text[start : last + 1] != surface:
+        if not 0 <= start <= last < len(text) or text[start : last + 1] != surface:
           raise UserError(f"{where}: {surface!r} does not stand at characters {start} to {last}; mend its place.")
         entities.append((label, start, last + 1))
   return _tagging(text, entities, labels)

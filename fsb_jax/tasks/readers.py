@@ -39,6 +39,8 @@ def read_c3(file: DataFile) -> Iterator[Row]:
     if not isinstance(document, list) or len(document) < 2 or not isinstance(document[1], list):
       raise UserError(f"{file}, document {number}: must be [lines, questions, id].")
     for position, question in enumerate(document[1]):
+      if not isinstance(question, dict):
+        raise UserError(f"{file}, document {number}, question {position}: must be a JSON object.")
       fields = {**question, "context": document[0], "document": document[2] if len(document) > 2 else None}
       yield f"{file}, document {number}, question {position}", fields
 
@@ -53,6 +55,8 @@ def read_chid(file: DataFile, answers: DataFile | None) -> Iterator[Row]:
     answers: the right candidate of every blank; None where there are none.
   """
   right = read_json(answers) if answers else {}
+  if not isinstance(right, dict):
+    raise UserError(f"{answers}: must be one JSON object from blanks to the numbers of candidates.")
   for where, fields in read_json_lines(file):
     for content in _list_of(fields, "content", where):
       for part in str(content).split("#")[1::2]:

@@ -147,7 +147,7 @@ def make_split(
         continue
       if label_text not in label_ids:
         known = ", ".join(list(label_ids)[:20]) + (", ..." if len(label_ids) > 20 else "")
-        raise UserError(f"{where}: unknown label {label_text!r} in {label_column!r}; the known labels are {known}.")
+        raise UserError(f"{where}: unknown label {label_text!r} in {_name_of(label_column)!r}; the known labels are {known}.")
       label = label_ids[label_text]
     published = fields.get(id_column)
     if not label_column:
@@ -178,16 +178,14 @@ def label_of(where: str, fields: dict, name: Column) -> str:
   """A row's label as text; UserError where it is neither text nor a whole number."""
   value = field_of(where, fields, name)
   if value == "" or isinstance(value, bool) or not isinstance(value, str | int):
-    raise UserError(f"{where}: {name!r} is {value!r}, and a label must be text or a whole number.")
+    raise UserError(f"{where}: {_name_of(name)!r} is {value!r}, and a label must be text or a whole number.")
   return str(value)
 
 
 def text_of(where: str, fields: dict, name: Column, may_be_empty: bool = False) -> str:
   """A row's text; UserError where it is none, empty or not valid Unicode."""
-  if callable(name):
-    value, name = name(where, fields), name.__name__
-  else:
-    value = field_of(where, fields, name)
+  value = name(where, fields) if callable(name) else field_of(where, fields, name)
+  name = _name_of(name)
   if not isinstance(value, str):
     raise UserError(f"{where}: field {name!r} must be text, not {type(value).__name__}.")
   if not may_be_empty and not value.strip():
@@ -197,6 +195,10 @@ def text_of(where: str, fields: dict, name: Column, may_be_empty: bool = False) 
   except UnicodeEncodeError as error:  # JSON can escape half a character
     raise UserError(f"{where}: field {name!r} is not valid Unicode ({error}).") from error
   return value
+
+
+def _name_of(column: Column) -> str:
+  return column.__name__ if callable(column) else column if isinstance(column, str) else column[0]
 
 
 def field_of(where: str, fields: dict, name: str | tuple[str, ...]):
