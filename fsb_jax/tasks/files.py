@@ -80,13 +80,13 @@ def find(data_dir: Path, folder: str, filename: str) -> DataFile | None:
   """
   own, above = data_dir / folder, (data_dir / folder).parent
   public = f"{own.name}_public"
-  for place in (own, own / public, data_dir / public):
+  for place in (own, own / public, above / public):
     for name in (filename, f"{filename}.gz"):
       if (place / name).is_file():
         return DataFile(place / name)
   inside_own = sorted(filter(archives.is_archive, own.iterdir())) if own.is_dir() else []
   inside_own.sort(key=lambda path: path.name != f"{public}.zip")
-  beside = [data_dir / f"{public}.zip"] if (data_dir / f"{public}.zip").is_file() else []
+  beside = [above / f"{public}.zip"] if (above / f"{public}.zip").is_file() else []
   for archive in (*inside_own, *beside):
     for member in archives.members(archive):
       if member.rsplit("/", 1)[-1] == filename:

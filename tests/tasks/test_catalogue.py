@@ -33,7 +33,9 @@ def test_check_counts_and_compares(clue_dir, monkeypatch):
     "_known_files",
     lambda: {
       "afqmc": {
-        "train": {"rows": 3, "sha256": digest}, "validation": {"rows": 1, "sha256": "0"}, "test": {"rows": 5, "sha256": ""}
+        "train": {"rows": 3, "sha256": digest},
+        "validation": {"rows": 1, "sha256": "0"},
+        "test": {"rows": 5, "sha256": ""},
       }
     },
   )
