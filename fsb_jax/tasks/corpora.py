@@ -59,6 +59,7 @@ class CorpusTask:
 TASKS = (
   CorpusTask("wikipedia_zh", "articles of the Chinese Wikipedia", "wikipedia/20230601.zh:1.0.0", (("train", "train"),)),
   CorpusTask(
-    "c4_zh", "Chinese pages of the web, cleaned", "c4/multilingual:3.1.0", (("train", "zh"), ("validation", "zh-validation"))
+    "c4_zh", "Chinese pages of the web, cleaned", "c4/multilingual:3.1.0",
+    (("train", "zh"), ("validation", "zh-validation")),
   ),
 )

@@ -6,6 +6,7 @@ from fsb_jax.encodings import entities_of_tags
 from fsb_jax.errors import UserError
 from fsb_jax.tasks.files import DataFile, Row, read_json, read_json_lines, read_lines, read_table
 
+
 def read_squad(file: DataFile) -> Iterator[Row]:
   """Yields the questions of a file of SQuAD's form, each with its passage.
 

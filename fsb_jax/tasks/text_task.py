@@ -147,7 +147,9 @@ def make_split(
         continue
       if label_text not in label_ids:
         known = ", ".join(list(label_ids)[:20]) + (", ..." if len(label_ids) > 20 else "")
-        raise UserError(f"{where}: unknown label {label_text!r} in {_name_of(label_column)!r}; the known labels are {known}.")
+        raise UserError(
+          f"{where}: unknown label {label_text!r} in {_name_of(label_column)!r}; the known labels are {known}."
+        )
       label = label_ids[label_text]
     published = fields.get(id_column)
     if not label_column:

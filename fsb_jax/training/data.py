@@ -4,7 +4,6 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -48,7 +47,7 @@ class Loader:
     buckets: int | Sequence[int] = 4,
     data_dir: str | None = None,
     rows: Sequence[int] | None = None,
-    mixture_rate: Callable[[Any], float] | None = None,
+    mixture_rate: Callable[..., float] | None = None,
   ):
     """Reads and tokenises the split.
 
@@ -64,7 +63,7 @@ class Loader:
       buckets: how many lengths to choose (multiples of 8, as little padding as possible), or the lengths themselves.
       data_dir: where the published files lie; FSB_DATA_DIR where it is None.
       rows: which rows of each batch this host serves, in this order; all where it is None.
-      mixture_rate: the rate at which training takes a mixture's task, from the SeqIO task, such as
+      mixture_rate: `(task, split=)` -> the rate at which training takes a mixture's SeqIO task, such as
         `seqio.mixing_rate_num_examples` with a temperature or a maximum; the mixture's own where it is None.
 
     Raises:

@@ -146,7 +146,7 @@ def read_examples(
   seed: int,
   by_rates: bool,
   data_dir: str | None,
-  mixture_rate: Callable[[Any], float] | None = None,
+  mixture_rate: Callable[..., float] | None = None,
 ) -> Examples:
   """Reads and tokenises a split of a task or mixture.
 
@@ -158,7 +158,7 @@ def read_examples(
     seed: of what is hidden.
     by_rates: whether an epoch takes the tasks of a mixture by its rates; else it takes each example once.
     data_dir: see `Loader`.
-    mixture_rate: the rate of a task of a mixture; the mixture's own if not given.
+    mixture_rate: see `Loader`.
 
   Raises:
     UserError: there is no such task or split, or its files are missing or malformed.
@@ -177,7 +177,7 @@ def read_examples(
     question = _hidden_words(task_name, tokenizer, seed)
   counts = sizes = [len(each["input_ids"]) for each in columns]
   if by_rates and len(members) > 1:
-    rates = np.array([(mixture_rate or provider.get_rate)(task) for task in members], np.float64)
+    rates = np.array([_rate(provider, task, split, mixture_rate) for task in members], np.float64)
     counts = np.round(sum(sizes) * rates / rates.sum()).astype(int).tolist()
   return Examples(
     tokens=Ragged({name: [row for each in columns for row in each[name]] for name in question.features}),
@@ -186,6 +186,15 @@ def read_examples(
     sizes=tuple(sizes),
     counts=tuple(counts),
   )
+
+
+def _rate(provider, task, split: str, mixture_rate: Callable[..., float] | None) -> float:
+  import seqio
+
+  if mixture_rate is None and provider.name in tasks.MIXTURES:
+    mixture_rate = seqio.mixing_rate_num_examples
+  # A SeqIO mixture's own rate knows no other split than train.
+  return mixture_rate(task, split=split) if mixture_rate else provider.get_rate(task)
 
 
 def _hidden_words(task_name: str, tokenizer, seed: int) -> HiddenWords:
@@ -207,7 +216,7 @@ def _seqio_members(task_name: str, split: str, tokenizer, data_dir: str | None):
       )
     if found.alone:
       logging.getLogger(__name__).warning(
-        "%s: %s are of other kinds and are left out; each is a task of its own", task_name, ", ".join(found.alone)
+        "%s: left out, being of other kinds: %s; each is a task of its own", task_name, ", ".join(found.alone)
       )
     tasks.register(tokenizer, data_dir)
   if task_name not in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:

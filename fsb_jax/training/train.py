@@ -68,7 +68,7 @@ def train(
   data_dir: str | None = None,
   train_split: str = "train",
   validation_split: str = "validation",
-  mixture_rate: Callable[[Any], float] | None = None,
+  mixture_rate: Callable[..., float] | None = None,
   explain_partitioning: bool = False,
   profile: bool = False,
   config_text: str | None = None,
@@ -103,7 +103,7 @@ def train(
     data_dir: where data lies; FSB_DATA_DIR if not given.
     train_split: the split to train on.
     validation_split: the split to score on, where the task has it.
-    mixture_rate: the rate at which a mixture's task is taken, from the SeqIO task; the mixture's own if not given.
+    mixture_rate: the rate at which a mixture's task is taken, see `Loader`; the mixture's own if not given.
     explain_partitioning: print what is split over what.
     profile: write a trace of a few steps for TensorBoard.
     config_text: the gin configuration, kept as `config.gin` in the folder.
@@ -211,7 +211,7 @@ def _step_to_go_on_from(store: checkpoints.CheckpointStore) -> int:
 
 def _loaders(
   task: Any, tokenizer: Any, partitioner: Partitioner, batch_size: int, eval_batch_size: int, *,
-  seed: int, train_split: str, validation_split: str, mixture_rate: Callable[[Any], float] | None, **options,
+  seed: int, train_split: str, validation_split: str, mixture_rate: Callable[..., float] | None, **options,
 ) -> tuple[Loader, dict[str, Loader]]:
   """The loader of the training split, and of every validation split by task."""
   name = getattr(task, "name", task)

@@ -192,6 +192,7 @@ def test_fewclue_lies_in_an_archive_above_and_zeroclue_stands_for_it(tmp_path):
     examples("bustm", "train_0", tmp_path)
 
 
+ASTRAY = {"span1_index": 1, "span1_text": "小", "span2_index": 0, "span2_text": "小"}
 MISTAKES = [
   ("lcqmc", "train.tsv", "几点\t现在几点\t1\n几点\t1\n", "line 2: has 2 columns where there are .* 3; a tab inside"),
   ("lcqmc", "train.tsv", "几点\t现在\t几点\t1\n", "line 1: has 4 columns where there are"),
@@ -203,15 +204,16 @@ MISTAKES = [
   ("weibo_ner", "train.conll", "小 B-PER.NAM\n明 I-XXX\n", "line 2: unknown tag 'I-XXX'; tags are O, or one of"),
   ("weibo_ner", "train.conll", "小 O\n明\n", "line 2: must be a token and its tag"),
   ("weibo_ner", "train.tsv", "text_a\tlabel\n小 明\tO\n", "line 2: has 2 tokens but 1 tags; give one for each"),
-  ("cluener", "train.json", lines({"text": "小明", "label": {"name": {"小明": [[0, 2]]}}}), "line 1: '小明' does not stand at characters 0 to 2"),
+  ("cluener", "train.json", lines({"text": "小明", "label": {"name": {"小明": [[0, 2]]}}}),
+   "line 1: '小明' does not stand at characters 0 to 2"),
   ("cluener", "train.json", lines({"text": "小明", "label": {"name": {"小红": [[0, 1]]}}}), "'小红' does not stand at"),
   ("cluener", "train.json", lines({"text": "小明", "label": {"animal": {}}}), "line 1: unknown label 'animal'"),
   ("drcd", "DRCD_training.json", "[]", "must be one JSON object with a list 'data'"),
   ("drcd", "DRCD_training.json", '{\n"data": [}', "line 2: not valid JSON"),
   ("c3", "d-train.json", [[["天晴"], [{"question": "？", "choice": ["晴"], "answer": "雨"}], "1"]],
    "document 0, question 0: the answer '雨' is none of the choices 晴"),
-  ("cluewsc2020", "train.json", lines({"text": "小猫", "target": {"span1_index": 1, "span1_text": "小", "span2_index": 0,
-   "span2_text": "小"}, "label": "true"}), "line 1: '小' does not stand at character 1 of the text; mend span1_index"),
+  ("cluewsc2020", "train.json", lines({"text": "小猫", "target": ASTRAY, "label": "true"}),
+   "line 1: '小' does not stand at character 1 of the text; mend span1_index"),
   ("chid", "train.json", lines({"content": ["#idiom1#"], "candidates": ["一"]}), "has no answer for #idiom1#"),
 ]  # fmt: skip
 NAMES = {"weibo_ner": "weibo", "stsb_zh": "stsb"}
