@@ -106,3 +106,21 @@ def test_a_corpus_of_tensorflow_datasets_is_served(tokenizer, tmp_path, monkeypa
   assert loader.head == "masked_lm"
   rows = [loader._examples.tokens.row("input_ids", index) for index in range(2)]
   assert sorted(tokenizer.decode(row, skip_special_tokens=True).replace(" ", "") for row in rows) == sorted(texts)
+
+
+def test_training_warns_of_what_it_must_not_be_scored_on(tokenizer, tmp_path, capsys):
+  from fsb_jax.partitioning import Partitioner
+  from fsb_jax.training import train
+
+  (tmp_path / "tnews").mkdir()
+  for name in ("train", "dev"):
+    row = json.dumps({"sentence": "今天天气", "label": "100"}, ensure_ascii=False)
+    (tmp_path / "tnews" / f"{name}.json").write_text(row + "\n", "utf-8")
+  options = dict(
+    seed=0, train_split="train", validation_split="validation", mixture_rate=None, max_length=16, buckets=1,
+    data_dir=str(tmp_path),
+  )
+  train._loaders("tnews", tokenizer, Partitioner(None, None), 8, 8, **options)
+  said = capsys.readouterr().err
+  assert "warning: 2,010 of the 2,010 rows of tnewsf test_public are in tnews train: a model trained on these" in said
+  assert "1,099 of the 10,000 rows of tnews validation" in said
