@@ -292,6 +292,10 @@ def test_encoded_tags_and_scores(tmp_path, tokenizer):
 
   joint_names = tag_classes(tasks.info("ner").label_names)
   assert [joint_names[label] for label in joint["labels"]] == [tag.replace("-", "-cluener/") for tag in tags]
+  # Those of a later member stand behind the others'.
+  write(tmp_path / "weibo_ner" / "train.conll", "小 B-LOC.NAM\n明 I-LOC.NAM\n")
+  (joint,) = rows_of("ner.weibo", tmp_path, tokenizer)
+  assert [joint_names[label] for label in joint["labels"]] == ["O", "B-weibo/LOC.NAM", "I-weibo/LOC.NAM", "O"]
   (scored,) = rows_of("stsb", tmp_path, tokenizer)
   assert scored["score"] == np.float32(4.5)
   assert scored["input_ids"].tolist() == tokenizer("猫睡", "猫在睡")["input_ids"]
