@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from fsb_jax.errors import Stopped, UserError
 from fsb_jax.version import __version__
@@ -24,6 +25,25 @@ app = typer.Typer(
 convert_app = typer.Typer(no_args_is_help=True, help="Convert checkpoints to and from PyTorch, with proof.")
 app.add_typer(convert_app, name="convert")
 
+
+class _ListsByDefault(TyperGroup):
+  """`fsb tasks NAME` is `fsb tasks list NAME`."""
+
+  def resolve_command(self, context, arguments):
+    if arguments and arguments[0] not in self.commands:
+      arguments = ["list", *arguments]
+    return super().resolve_command(context, arguments)
+
+
+tasks_app = typer.Typer(
+  cls=_ListsByDefault, help="List the tasks, or show what a model reads of one. Example: fsb tasks tnews"
+)
+app.add_typer(tasks_app, name="tasks")
+data_app = typer.Typer(
+  no_args_is_help=True, help="Published sets: what is known, on disk, and where it comes from. Example: fsb data list"
+)
+app.add_typer(data_app, name="data")
+
 GinFiles = Annotated[
   list[str], typer.Option("--gin_file", help="Gin file; may be given several times. Relative to here or the package.")
 ]
@@ -36,6 +56,7 @@ ProcessIndex = Annotated[int | None, typer.Option(help="Which one this is, from 
 Distributed = Annotated[
   bool, typer.Option("--distributed", help="Find the other processes by itself: TPU pods, Slurm, MPI, Kubernetes.")
 ]
+DataDirectory = Annotated[str | None, typer.Option("--data_dir", help="Where data lies; FSB_DATA_DIR if not given.")]
 _GIN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -180,16 +201,90 @@ def _named_value(text: str) -> tuple[str, Any]:
     return name, value
 
 
-@app.command()
-def tasks(name: Annotated[str | None, typer.Argument(help="A task; all of them if not given.")] = None) -> None:
+@tasks_app.callback(invoke_without_command=True)
+def _tasks(context: typer.Context) -> None:
+  if context.invoked_subcommand is None:
+    tasks_list()
+
+
+@tasks_app.command("list")
+def tasks_list(name: Annotated[str | None, typer.Argument(help="A task; all of them if not given.")] = None) -> None:
   """List the tasks, or describe one.
 
-  Example: fsb tasks tnews
+  Example: fsb tasks list tnews
   """
   from fsb_jax import tasks as known
 
   for each in [name] if name else known.names():
     print(known.info(each).describe())
+
+
+@tasks_app.command("show")
+def tasks_show(
+  name: Annotated[str, typer.Argument(help="A task.")],
+  model: Annotated[str, typer.Option(help="Whose tokenizer: a training run's folder, a Hub folder or id.")],
+  split: Annotated[str | None, typer.Option(help="The first one on disk if not given.")] = None,
+  count: Annotated[int, typer.Option(help="How many examples.")] = 3,
+  max_length: Annotated[int, typer.Option(help="Longest row in tokens.")] = 128,
+  data_dir: DataDirectory = None,
+) -> None:
+  """Show a few examples: as published, in tokens, and what a model is given.
+
+  Example: fsb tasks show tnews --model IDEA-CCNL/Erlangshen-Roberta-110M-NLI
+  """
+  _quiet()
+  with _silent_import():
+    import seqio  # noqa: F401 - brings TensorFlow
+  from fsb_jax.tasks import catalogue
+  from fsb_jax.training.start import find_tokenizer
+
+  for line in catalogue.show_task(name, find_tokenizer(None, model), split, count, max_length, data_dir):
+    print(line)
+
+
+@data_app.command("list")
+def data_list(data_dir: DataDirectory = None) -> None:
+  """List the known sets: where each comes from and what of it is on disk.
+
+  Example: fsb data list
+  """
+  from fsb_jax.tasks import catalogue
+
+  for line in catalogue.list_data(data_dir):
+    print(line)
+
+
+@data_app.command("check")
+def data_check(
+  names: Annotated[list[str] | None, typer.Argument(help="Tasks or mixtures; all on disk if not given.")] = None,
+  data_dir: DataDirectory = None,
+) -> None:
+  """Read what is on disk: rows, labels, checksums, and whether they are the published ones.
+
+  Example: fsb data check clue
+  """
+  from fsb_jax.tasks import catalogue
+
+  well = True
+  for fine, line in catalogue.check_data(names or [], data_dir):
+    print(line if fine else f"NOT WELL: {line}", flush=True)
+    well &= fine
+  if not well:
+    raise typer.Exit(1)
+
+
+@data_app.command("download")
+def data_download(
+  names: Annotated[list[str], typer.Argument(help="Tasks or mixtures.")], data_dir: DataDirectory = None
+) -> None:
+  """Fetch published files that are not on disk yet.
+
+  Example: fsb data download tnews fewclue
+  """
+  from fsb_jax.tasks import catalogue
+
+  for line in catalogue.download_data(names, data_dir):
+    print(line, flush=True)
 
 
 @convert_app.command("import")

@@ -178,7 +178,8 @@ def test_debug_shows_the_traceback(fsb):
     fsb("convert", "import", "erlangshen", "target", "--debug")
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("eval",), ("infer",), ("predict",), ("tasks",), ("convert",),
+@pytest.mark.parametrize("command", [(), ("train",), ("eval",), ("infer",), ("predict",), ("tasks",), ("tasks", "show"),
+                                     ("data",), ("data", "check"), ("data", "download"), ("convert",),
                                      ("convert", "import"), ("convert", "export"), ("convert", "verify")])
 def test_help_has_an_example(fsb, command):
   status, out, _ = fsb(*command, "--help")
@@ -190,8 +191,26 @@ def test_help_has_an_example(fsb, command):
 def test_tasks_are_listed_without_tensorflow(fsb):
   status, out, _ = fsb("tasks")
   assert status == 0 and "tnews: " in out and "15 labels" in out
-  status, out, _ = fsb("tasks", "afqmc")
-  assert out.count("\n") == 1 and "pairs of texts" in out
+  for words in (("tasks", "afqmc"), ("tasks", "list", "afqmc")):
+    status, out, _ = fsb(*words)
+    assert status == 0 and out.count("\n") == 1 and "pairs of texts" in out
+  status, _, error = fsb("tasks", "absent")
+  assert status == 2 and "There is no task 'absent'" in one_sentence(error)
+
+
+def test_data_on_the_command_line(fsb, tmp_path, monkeypatch):
+  monkeypatch.delenv("FSB_DATA_DIR", raising=False)
+  folder = tmp_path / "data" / "lcqmc"
+  folder.mkdir(parents=True)
+  (folder / "dev.tsv").write_text("几点\t现在几点\t1\n", "utf-8")
+  status, out, _ = fsb("data", "list", "--data_dir", "data")
+  assert status == 0 and "lcqmc: on disk validation; from https://github.com" in out
+  status, out, _ = fsb("data", "check", "--data_dir", "data")
+  assert status == 1 and "NOT WELL: lcqmc validation: 1 rows" in out and "has 8,802 rows: fetch it again" in out
+  status, _, error = fsb("data", "check", "lcqmc")
+  assert status == 2 and "Name the data directory" in one_sentence(error)
+  status, _, error = fsb("data", "download", "lcqmc", "--data_dir", "data")
+  assert status == 2 and "lcqmc has no address to fetch it from; get it from" in one_sentence(error)
 
 
 HEAVY = ("jax", "tensorflow", "torch", "transformers")

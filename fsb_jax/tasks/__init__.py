@@ -1,10 +1,11 @@
-"""SeqIO tasks: the texts, where they come from, and for classification their labels and metric.
+"""SeqIO tasks: the texts, where they come from, and what is asked about them.
 
 Listing and describing tasks needs no TensorFlow; `register` imports it.
 """
 
 from fsb_jax.tasks.jieba_lexicon import lexicon_characters
 from fsb_jax.tasks.metrics import accuracy, predicted_labels
+from fsb_jax.tasks.overlaps import overlaps
 from fsb_jax.tasks.plain_text import plain_text_task
 from fsb_jax.tasks.registry import MIXTURES, TaskInfo, declare, info, names
 from fsb_jax.tasks.tables import table_task
@@ -22,6 +23,7 @@ __all__ = [
   "info",
   "lexicon_characters",
   "names",
+  "overlaps",
   "plain_text_task",
   "predicted_labels",
   "register",

@@ -5,23 +5,31 @@ import csv
 import dataclasses
 import gzip
 import io
+import itertools
 import json
 import os
-import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fsb_jax.errors import UserError
+from fsb_jax.tasks import archives
 
 Row = tuple[str, dict]  # where the row stands ("path, line 17"), and its fields
 
 csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is shorter than some documents
 
+# What the first line of a table calls its columns, in the corpora that go round.
+HEADER_WORDS = {
+  "id", "label", "text", "text_a", "text_b", "sentence", "sentence1", "sentence2", "premise", "hypo", "hypothesis",
+  "question1", "question2", "gold_label", "score", "similarity", "review",
+}
+_SEPARATORS = {".csv": "comma", ".tsv": "tab", ".txt": "tab"}
+
 
 @dataclasses.dataclass(frozen=True)
 class DataFile:
-  """A file on disk, or a member of a zip archive; `str` of it is what messages name."""
+  """A file on disk, or a member of an archive; `str` of it is what messages name."""
 
   path: Path
   member: str | None = None
@@ -41,13 +49,12 @@ class DataFile:
     try:
       with contextlib.ExitStack() as stack:
         if self.member:
-          archive = stack.enter_context(zipfile.ZipFile(self.path))
-          yield stack.enter_context(archive.open(self.member))
+          yield archives.open_member(self.path, self.member, stack)
         elif self.path.suffix == ".gz":
           yield stack.enter_context(gzip.open(self.path, "rb"))
         else:
           yield stack.enter_context(self.path.open("rb"))
-    except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (*archives.DAMAGED, gzip.BadGzipFile, zlib.error) as error:
       raise UserError(f"{self} is damaged ({error}); fetch it again.") from error
     except FileNotFoundError as error:
       raise UserError(f"{self} does not exist.") from error
@@ -62,38 +69,48 @@ def data_directory(data_dir: str | os.PathLike | None) -> Path | None:
 def find(data_dir: Path, folder: str, filename: str) -> DataFile | None:
   """Finds a published file of a benchmark's task.
 
-  It may lie in the task's folder (or in the folder that its archive unpacks to) as it is or gzipped, or inside the
-  archive, which may lie in the task's folder or beside it.
+  It may lie in the task's folder (or in the folder that its archive unpacks to) as it is or gzipped, or in an archive:
+  `<folder>_public.zip` in the task's folder or beside it, any archive in the task's folder, or one in the folder above
+  in which the file lies under the task's folder, as in `fewclue/rest.tar.xz!datasets/bustm/dev_1.json`.
 
   Args:
     data_dir: the data directory.
-    folder: the task's folder under it, such as `tnews`; its archive is then `tnews_public.zip`.
+    folder: the task's folder under it, such as `tnews` or `fewclue/bustm`.
     filename: the file's published name, such as `train.json`.
   """
-  public = f"{Path(folder).name}_public"
-  for place in (data_dir / folder, data_dir / folder / public, data_dir / public):
+  own, above = data_dir / folder, (data_dir / folder).parent
+  public = f"{own.name}_public"
+  for place in (own, own / public, above / public):
     for name in (filename, f"{filename}.gz"):
       if (place / name).is_file():
         return DataFile(place / name)
-  for archive in (data_dir / folder / f"{public}.zip", data_dir / f"{public}.zip"):
-    if archive.is_file():
-      for member in _members(archive):
-        if member.rsplit("/", 1)[-1] == filename:
+  inside_own = sorted(filter(archives.is_archive, own.iterdir())) if own.is_dir() else []
+  inside_own.sort(key=lambda path: path.name != f"{public}.zip")
+  beside = [above / f"{public}.zip"] if (above / f"{public}.zip").is_file() else []
+  for archive in (*inside_own, *beside):
+    for member in archives.members(archive):
+      if member.rsplit("/", 1)[-1] == filename:
+        return DataFile(archive, member)
+  if above != data_dir and above.is_dir():
+    for archive in sorted(filter(archives.is_archive, above.iterdir())):
+      for member in archives.members(archive):
+        if f"/{member}".endswith(f"/{own.name}/{filename}"):
           return DataFile(archive, member)
   return None
 
 
 def read_json_lines(file: DataFile) -> Iterator[Row]:
   """Yields the JSON objects of a file, one to a line; blank lines are passed over."""
+  name = str(file)
   with file.open() as handle:
     for number, line in enumerate(handle, 1):
-      where = f"{file}, line {number}"
+      where = f"{name}, line {number}"
       if not line.strip():
         continue
       try:
         fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
       except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 ({error}).") from error
+        raise UserError(f"{where}: {not_utf8(error)}") from error
       except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error}).") from error
       if not isinstance(fields, dict):
@@ -101,10 +118,18 @@ def read_json_lines(file: DataFile) -> Iterator[Row]:
       yield where, fields
 
 
-def read_table(file: DataFile) -> Iterator[Row]:
+def read_table(file: DataFile, columns: Sequence[str] = ()) -> Iterator[Row]:
   """Yields the rows of a CSV, TSV or JSON-lines file, chosen by its suffix; any of them may end in .gz.
 
   CSV follows the usual quoting. TSV has none: a quotation mark there is text, as in most Chinese corpora.
+
+  Args:
+    file: the file.
+    columns: names of the columns where the first line does not name them, which it does where one of its cells is one
+      of `HEADER_WORDS`; a .txt file is then read as TSV. Without, the first line must name them.
+
+  Raises:
+    UserError: another kind of file, or a malformed line.
   """
   suffix = file.suffix
   if suffix in (".json", ".jsonl"):
@@ -114,6 +139,8 @@ def read_table(file: DataFile) -> Iterator[Row]:
     ".csv": {"delimiter": ",", "strict": True},
     ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
   }
+  if columns:
+    dialects[".txt"] = dialects[".tsv"]
   if suffix not in dialects:
     raise UserError(f"{file}: a table is a .csv, .tsv, .json or .jsonl file, or one of these with .gz.")
   with file.open() as handle:
@@ -123,19 +150,30 @@ def read_table(file: DataFile) -> Iterator[Row]:
       header = next(reader, None)
       if not header:
         raise UserError(f"{file}: is empty; its first line must name the columns.")
+      rows, names = reader, "the first line names"
+      if columns and not HEADER_WORDS & set(header):
+        rows, header, names = itertools.chain([header], reader), list(columns), f"there are ({', '.join(columns)}):"
       if len(set(header)) != len(header):
         raise UserError(f"{file}: its first line names a column twice ({', '.join(header)}).")
-      for values in reader:
+      for values in rows:
         where = f"{file}, line {reader.line_num}"
         if not values:
           continue
         if len(values) != len(header):
-          raise UserError(f"{where}: has {len(values)} columns where the first line names {len(header)}.")
+          raise UserError(
+            f"{where}: has {len(values)} columns where {names} {len(header)}; a {_SEPARATORS[suffix]} inside a text "
+            "must be taken out or, in CSV, stand between quotation marks."
+          )
         yield where, dict(zip(header, values))
     except csv.Error as error:
       raise UserError(f"{file}, line {reader.line_num}: not valid {suffix[1:].upper()} ({error}).") from error
     except UnicodeDecodeError as error:
-      raise UserError(f"{file}, after line {reader.line_num}: not UTF-8 ({error}).") from error
+      raise UserError(f"{file}, after line {reader.line_num}: {not_utf8(error)}") from error
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+  """What to say of bytes that are not UTF-8."""
+  return f"not UTF-8 ({error}); convert the file, e.g. with iconv -f GB18030 -t UTF-8."
 
 
 def read_documents(file: DataFile, text_field: str, blocks: bool) -> Iterator[Row]:
@@ -155,7 +193,7 @@ def read_documents(file: DataFile, text_field: str, blocks: bool) -> Iterator[Ro
   if file.suffix != ".txt":
     raise UserError(f"{file}: text is read from a .txt, .json or .jsonl file, or one of these with .gz.")
   begin, lines = "", []
-  for where, line in _text_lines(file):
+  for where, line in read_lines(file):
     if line.strip():
       begin = begin if lines else where
       lines.append(line)
@@ -166,19 +204,27 @@ def read_documents(file: DataFile, text_field: str, blocks: bool) -> Iterator[Ro
     yield begin, {text_field: "\n".join(lines)}
 
 
-def _text_lines(file: DataFile) -> Iterator[tuple[str, str]]:
+def read_lines(file: DataFile) -> Iterator[tuple[str, str]]:
+  """Yields where each line of a text file stands, and the line."""
+  name = str(file)
   with file.open() as handle:
     for number, line in enumerate(handle, 1):
-      where = f"{file}, line {number}"
+      where = f"{name}, line {number}"
       try:
         yield where, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
       except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 ({error}).") from error
+        raise UserError(f"{where}: {not_utf8(error)}") from error
 
 
-def _members(archive: Path) -> list[str]:
+
+def read_json(file: DataFile):
+  """The one JSON value of a file; UserError names the line where it is malformed."""
+  with file.open() as handle:
+    content = handle.read()
   try:
-    with zipfile.ZipFile(archive) as opened:
-      return opened.namelist()
-  except zipfile.BadZipFile as error:
-    raise UserError(f"{archive} is not a zip archive ({error}); fetch it again.") from error
+    return json.loads(content.decode("utf-8-sig"))
+  except UnicodeDecodeError as error:
+    line = content[: error.start].count(b"\n") + 1
+    raise UserError(f"{file}, line {line}: {not_utf8(error)}") from error
+  except json.JSONDecodeError as error:
+    raise UserError(f"{file}, line {error.lineno}: not valid JSON ({error}).") from error

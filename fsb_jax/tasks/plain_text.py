@@ -72,7 +72,7 @@ def _read(
   for path in paths[split]:
     empty = True
     for where, fields in read_documents(DataFile(path), text_column, blocks):
-      text = text_of(where, fields, text_column)
+      text = text_of(where, fields, text_column, may_be_empty=True)
       if text.strip():
         empty = False
         yield where, {"text": text}

@@ -2,16 +2,19 @@
 
 import abc
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from fsb_jax.encodings import encode_documents, encode_pairs
+from fsb_jax.tasks.kinds import Kind
 from fsb_jax.tasks.text_task import NO_LABEL
 from fsb_jax.tasks.vocabularies import TokenizerVocabulary
 
 _BATCH = 1024
+_NUMBER = {int: np.int32, float: np.float32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,3 +120,64 @@ class EncodeDocument(Encode):
     return encode_documents(
       self.vocabulary.tokenizer, texts, max_length=max_length, whole_words=self.whole_words
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeKind(Encode):
+  """Encodes the examples of a kind of tasks; see `fsb_jax.tasks.kinds`.
+
+  Attributes:
+    kind: the kind.
+    label_names: of a tagging task all kinds of entities that the head knows.
+    label_offset: where the task's own begin among them.
+  """
+
+  kind: Kind | None = None
+  label_names: tuple[str, ...] = ()
+  label_offset: int = 0
+
+  @property
+  def tokens(self) -> tuple[str, ...]:
+    """See `Encode`."""
+    return self.kind.tokens
+
+  @property
+  def numbers(self) -> tuple[str, ...]:
+    """See `Encode`."""
+    return tuple(self.kind.numbers)
+
+  def encode_batch(self, examples: Sequence[Mapping], max_length: int | None) -> dict[str, list | np.ndarray]:
+    """Encodes a batch; returns the kind's `tokens` and `numbers`, one item for each encoded row."""
+    if self.label_offset:
+      examples = [
+        {**each, "entity_labels": [self.label_offset + label for label in each["entity_labels"]]} for each in examples
+      ]
+    encoded = self.kind.encode(self.vocabulary.tokenizer, examples, self.label_names, max_length)
+    numbers = {name: np.array(encoded[name], _NUMBER[form]) for name, form in self.kind.numbers.items()}
+    return {name: encoded[name] for name in self.tokens} | numbers
+
+  def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Encodes a dataset of raw examples, whose lists a graph of batches could not hold."""
+    max_length = (self.sequence_length or {}).get("input_ids")
+
+    def rows():
+      examples = map(_as_python, dataset.as_numpy_iterator())
+      while batch := list(itertools.islice(examples, _BATCH)):
+        encoded = self.encode_batch(batch, max_length)
+        for values in zip(*encoded.values()):
+          yield dict(zip(encoded, values))
+
+    signature = {name: tf.TensorSpec([None], tf.int32) for name in self.tokens}
+    signature |= {name: tf.TensorSpec([], _NUMBER[form]) for name, form in self.kind.numbers.items()}
+    return tf.data.Dataset.from_generator(rows, output_signature=signature)
+
+
+def _as_python(example: Mapping) -> dict:
+  """TensorFlow hands strings over as bytes, lists as arrays."""
+
+  def plain(value):
+    if isinstance(value, np.ndarray):
+      return [plain(each) for each in value.tolist()]
+    return value.decode() if isinstance(value, bytes) else value
+
+  return {name: plain(value) for name, value in example.items()}

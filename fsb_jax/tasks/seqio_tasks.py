@@ -4,24 +4,34 @@ import functools
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import seqio
 import tensorflow as tf
 
 from fsb_jax.tasks import metrics
+from fsb_jax.tasks.corpora import CorpusTask
 from fsb_jax.tasks.files import data_directory
-from fsb_jax.tasks.preprocessors import EncodeDocument, EncodePair
+from fsb_jax.tasks.kinds import RowsTask, tag_classes
+from fsb_jax.tasks.preprocessors import EncodeDocument, EncodeKind, EncodePair
 from fsb_jax.tasks.registry import MIXTURES, Task, TaskInfo, info, known_tasks, mixture_members
-from fsb_jax.tasks.text_task import TextTask, load_split
+from fsb_jax.tasks.text_task import PlainTextTask, TextTask, load_split
 from fsb_jax.tasks.vocabularies import TokenizerVocabulary
 
 tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all of its memory
 
 _SHUFFLED_DOCUMENTS = 10_000  # how many are held in memory to shuffle
+_SPECS = {
+  str: tf.TensorSpec([], tf.string),
+  int: tf.TensorSpec([], tf.int32),
+  float: tf.TensorSpec([], tf.float32),
+  list[str]: tf.TensorSpec([None], tf.string),
+  list[int]: tf.TensorSpec([None], tf.int32),
+}
 
 
 class TaskSource(seqio.DataSource):
-  """The raw examples of a task: `id` int32, `text` and `text_pair` strings, `label` int32; documents have no label."""
+  """The raw examples of a task: `id` int32 and what its kind holds: see `examples_hold`."""
 
   def __init__(self, task: Task, data_dir: Path | None):
     super().__init__(splits=task.splits)
@@ -30,14 +40,14 @@ class TaskSource(seqio.DataSource):
 
   def examples(self, split: str) -> Iterable[dict]:
     """The raw examples of a split, in the order of their files; documents are read as they are asked for."""
-    if isinstance(self._task, TextTask):
+    if not isinstance(self._task, PlainTextTask):
       return load_split(self._task, split, self._data_dir).examples
     rows = self._task.read(split, self._data_dir)
     return ({"id": number, **fields} for number, (_, fields) in enumerate(rows))
 
   def fields(self, split: str) -> list[dict] | None:
     """The fields of every example as published; None for documents."""
-    return load_split(self._task, split, self._data_dir).fields if isinstance(self._task, TextTask) else None
+    return None if isinstance(self._task, PlainTextTask) else load_split(self._task, split, self._data_dir).fields
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
@@ -54,12 +64,10 @@ class TaskSource(seqio.DataSource):
 
   def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, **unused) -> tf.data.Dataset:
     """The raw examples as a dataset; see `seqio.DataSource`."""
-    types = {"id": tf.int32, "text": tf.string, "text_pair": tf.string, "label": tf.int32}
-    names = ["id", "text"]
-    if isinstance(self._task, TextTask):
-      names += ["text_pair", "label"] if self._task.has_pair else ["label"]
+    signature = {name: _SPECS[form] for name, form in examples_hold(self._task).items()}
     dataset = tf.data.Dataset.from_generator(
-      lambda: self.examples(split), output_signature={name: tf.TensorSpec([], types[name]) for name in names}
+      lambda: ({name: example[name] for name in signature} for example in self.examples(split)),
+      output_signature=signature,
     )
     if shuffle:
       examples = self.examples(split)
@@ -67,6 +75,15 @@ class TaskSource(seqio.DataSource):
     if shard_info and shard_info.num_shards > 1:
       dataset = dataset.shard(shard_info.num_shards, shard_info.index)
     return dataset
+
+
+def examples_hold(task: Task) -> dict[str, Any]:
+  """What an example of a task holds, by name: `str`, `int`, `float`, or a list of one of them."""
+  if isinstance(task, RowsTask):
+    return {"id": int, **task.kind.fields}
+  if isinstance(task, TextTask):
+    return {"id": int, "text": str} | ({"text_pair": str} if task.has_pair else {}) | {"label": int}
+  return {"id": int, "text": str}
 
 
 def register(tokenizer, data_dir: str | os.PathLike | None = None) -> None:
@@ -98,6 +115,7 @@ def register(tokenizer, data_dir: str | os.PathLike | None = None) -> None:
 
 def _register_task(task_info: TaskInfo, task: Task, vocabulary: TokenizerVocabulary, data_dir: Path | None) -> None:
   tokens = seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32)
+  source, scoring = TaskSource(task, data_dir), {}
   if isinstance(task, TextTask):
     encode = EncodePair(vocabulary, label_offset=task_info.label_slice[0])
     labels = seqio.PassThroughVocabulary(len(task_info.label_names))
@@ -106,15 +124,31 @@ def _register_task(task_info: TaskInfo, task: Task, vocabulary: TokenizerVocabul
       "postprocess_fn": functools.partial(_label_of, label_slice=task_info.label_slice),
       "metric_fns": [metrics.accuracy],
     }
+  elif isinstance(task, RowsTask):
+    encode = EncodeKind(
+      vocabulary, kind=task.kind, label_names=task_info.label_names, label_offset=task_info.label_slice[0]
+    )
+    classes = seqio.PassThroughVocabulary(len(tag_classes(task_info.label_names)))
+    targets = {"labels": seqio.Feature(classes, add_eos=False, dtype=tf.int32)} if "labels" in encode.tokens else {}
+    targets |= {
+      name: seqio.Feature(
+        seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.int32 if form is int else tf.float32, rank=0
+      )
+      for name, form in task.kind.numbers.items()
+      if name != "id"
+    }
   else:
     # Hidden words are drawn by whoever serves the rows: anew in every epoch.
     encode = EncodeDocument(vocabulary, whole_words=task.whole_words)
     targets = {"word_ids": seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.int32)}
-    scoring = {}
+    if isinstance(task, CorpusTask):
+      source = seqio.TfdsDataSource(
+        task.tfds_name, tfds_data_dir=task.folder(data_dir), splits=dict(task.tfds_splits), read_only=True
+      )
   seqio.TaskRegistry.remove(task_info.name)
   seqio.TaskRegistry.add(
     task_info.name,
-    source=TaskSource(task, data_dir),
+    source=source,
     preprocessors=[encode],
     output_features={"input_ids": tokens, "token_type_ids": tokens, **targets},
     **scoring,

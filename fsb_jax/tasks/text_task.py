@@ -2,14 +2,18 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from fsb_jax.errors import UserError
-from fsb_jax.tasks.files import Row
+from fsb_jax.tasks.files import DataFile, Row, read_table
+from fsb_jax.tasks.published import Published
 
 NO_LABEL = -1
+
+Column = str | tuple[str, ...] | Callable[[str, dict], str]  # see `make_split`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,7 @@ class TextTask:
     has_pair: whether an example has a second text.
     splits: names of the splits.
     read: `(split, data_dir) -> Split`.
+    published: its files, where it is a published set.
     head: the head of a model that it trains.
   """
 
@@ -46,6 +51,7 @@ class TextTask:
   has_pair: bool
   splits: tuple[str, ...]
   read: Callable[[str, Path | None], Split]
+  published: Published | None = None
 
   head = "sequence_classification"
 
@@ -108,9 +114,9 @@ def load_split(task: TextTask, split: str, data_dir: Path | None) -> Split:
 
 def make_split(
   rows: Iterable[Row],
-  text_column: str,
-  text_pair_column: str | None,
-  label_column: str | None,
+  text_column: Column,
+  text_pair_column: Column | None,
+  label_column: Column | None,
   label_ids: Mapping[str, int],
   *,
   id_column: str | None = None,
@@ -120,7 +126,8 @@ def make_split(
 
   Args:
     rows: where each row stands and its fields.
-    text_column: field with the text.
+    text_column: field with the text: its name, several names of which the first that is there counts, or a function
+      `(where, fields)` that makes the text.
     text_pair_column: field with the second text, or None.
     label_column: field with the label, or None for a split without labels.
     label_ids: from the label as the file writes it to its id.
@@ -128,9 +135,10 @@ def make_split(
     dropped_labels: rows with one of these labels are left out.
 
   Raises:
-    UserError: a field is missing or not text, or a label is unknown; the message starts with the file and line.
+    UserError: a field is missing or not text, a label is unknown, or two rows of a split without labels, which answers
+      are handed in for by id, have the same id; the message starts with the file and line.
   """
-  examples, kept_fields = [], []
+  examples, kept_fields, first_with_id = [], [], {}
   for number, (where, fields) in enumerate(rows):
     label = NO_LABEL
     if label_column:
@@ -139,11 +147,14 @@ def make_split(
         continue
       if label_text not in label_ids:
         known = ", ".join(list(label_ids)[:20]) + (", ..." if len(label_ids) > 20 else "")
-        raise UserError(f"{where}: unknown label {label_text!r} in {label_column!r}; the known labels are {known}.")
+        raise UserError(
+          f"{where}: unknown label {label_text!r} in {_name_of(label_column)!r}; the known labels are {known}."
+        )
       label = label_ids[label_text]
     published = fields.get(id_column)
-    row_id = published if type(published) is int and abs(published) < 2**31 else number
-    example = {"id": row_id, "text": text_of(where, fields, text_column)}
+    if not label_column:
+      require_new_id(first_with_id, where, published)
+    example = {"id": row_id(published, number), "text": text_of(where, fields, text_column)}
     if text_pair_column:
       example["text_pair"] = text_of(where, fields, text_pair_column)
     example["label"] = label
@@ -152,19 +163,35 @@ def make_split(
   return Split(examples, kept_fields)
 
 
-def label_of(where: str, fields: dict, name: str) -> str:
+def require_new_id(first_with_id: dict, where: str, published) -> None:
+  """UserError where a row above has this id; `first_with_id` keeps where each id was first."""
+  if published is not None and first_with_id.setdefault(published, where) != where:
+    raise UserError(
+      f"{where}: has the id {published!r} of {first_with_id[published]}; give every row of this split its own."
+    )
+
+
+def row_id(published, number: int) -> int:
+  """A row's id: the published one where it is an int32, else its number."""
+  return published if type(published) is int and abs(published) < 2**31 else number
+
+
+def label_of(where: str, fields: dict, name: Column) -> str:
   """A row's label as text; UserError where it is neither text nor a whole number."""
-  value = _field(where, fields, name)
+  value = field_of(where, fields, name)
   if value == "" or isinstance(value, bool) or not isinstance(value, str | int):
-    raise UserError(f"{where}: {name!r} is {value!r}, and a label must be text or a whole number.")
+    raise UserError(f"{where}: {_name_of(name)!r} is {value!r}, and a label must be text or a whole number.")
   return str(value)
 
 
-def text_of(where: str, fields: dict, name: str) -> str:
-  """A row's text; UserError where it is none or not valid Unicode."""
-  value = _field(where, fields, name)
+def text_of(where: str, fields: dict, name: Column, may_be_empty: bool = False) -> str:
+  """A row's text; UserError where it is none, empty or not valid Unicode."""
+  value = name(where, fields) if callable(name) else field_of(where, fields, name)
+  name = _name_of(name)
   if not isinstance(value, str):
     raise UserError(f"{where}: field {name!r} must be text, not {type(value).__name__}.")
+  if not may_be_empty and not value.strip():
+    raise UserError(f"{where}: field {name!r} is empty; fill it in or take the row out.")
   try:
     value.encode()
   except UnicodeEncodeError as error:  # JSON can escape half a character
@@ -172,7 +199,68 @@ def text_of(where: str, fields: dict, name: str) -> str:
   return value
 
 
-def _field(where: str, fields: dict, name: str):
-  if name not in fields:
-    raise UserError(f"{where}: no field {name!r}; it has {', '.join(map(str, fields))}.")
-  return fields[name]
+def _name_of(column: Column) -> str:
+  return column.__name__ if callable(column) else column if isinstance(column, str) else column[0]
+
+
+def field_of(where: str, fields: dict, name: str | tuple[str, ...]):
+  """A field of a row, by its name or the first of several names that is there; UserError where it is not."""
+  names = (name,) if isinstance(name, str) else name
+  for each in names:
+    if each in fields:
+      return fields[each]
+  raise UserError(f"{where}: no field {names[0]!r}; it has {', '.join(map(str, fields))}.")
+
+
+def published_text_task(
+  name: str,
+  summary: str,
+  published: Published,
+  labels: Mapping[str, str],
+  text: Column,
+  text_pair: Column | None = None,
+  *,
+  label: Column = "label",
+  dropped_labels: tuple[str, ...] = (),
+  unlabelled: tuple[str, ...] = ("test",),
+  rows: Callable[[DataFile], Iterator[Row]] = read_table,
+) -> TextTask:
+  """A classification task of published files.
+
+  Args:
+    name: the task's name.
+    summary: what is classified, in a few words.
+    published: its files.
+    labels: from the label as published to its name; several may have one name.
+    text: the column with the text; see `make_split`.
+    text_pair: the column with the second text, for tasks on pairs.
+    label: the column with the label.
+    dropped_labels: rows so labelled are left out.
+    unlabelled: splits that are published without labels.
+    rows: reads a file.
+  """
+  label_names = tuple(dict.fromkeys(labels.values()))
+  label_ids = {published: label_names.index(named) for published, named in labels.items()}
+
+  def read(split: str, data_dir: Path | None) -> Split:
+    read_rows = itertools.chain.from_iterable(map(rows, published.locate(name, split, data_dir)))
+    if split in unlabelled:
+      read_rows = _without_labels(read_rows)
+    return make_split(
+      read_rows, text, text_pair, None if split in unlabelled else label, label_ids,
+      id_column="id", dropped_labels=dropped_labels,
+    )
+
+  return TextTask(name, summary, label_names, text_pair is not None, published.splits, read, published=published)
+
+
+def _without_labels(rows: Iterator[Row]) -> Iterator[Row]:
+  # Copies of the archives go round whose test.json is the labelled dev set: scoring it as the test set would mislead.
+  first = next(rows, None)
+  if first is None:
+    return rows
+  if "label" in first[1]:
+    raise UserError(
+      f"{first[0]}: has a label, so this is not the split that is published without; fetch the published file."
+    )
+  return itertools.chain([first], rows)

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -47,6 +47,7 @@ class Loader:
     buckets: int | Sequence[int] = 4,
     data_dir: str | None = None,
     rows: Sequence[int] | None = None,
+    mixture_rate: Callable[..., float] | None = None,
   ):
     """Reads and tokenises the split.
 
@@ -62,6 +63,8 @@ class Loader:
       buckets: how many lengths to choose (multiples of 8, as little padding as possible), or the lengths themselves.
       data_dir: where the published files lie; FSB_DATA_DIR where it is None.
       rows: which rows of each batch this host serves, in this order; all where it is None.
+      mixture_rate: `(task, split=)` -> the rate at which training takes a mixture's SeqIO task, such as
+        `seqio.mixing_rate_num_examples` with a temperature or a maximum; the mixture's own where it is None.
 
     Raises:
       UserError: an argument does not fit, or the task's files are missing or malformed.
@@ -82,7 +85,8 @@ class Loader:
     }
     self._padding_side = tokenizer.padding_side
     self._examples = read_examples(
-      task_name, split, tokenizer, max_length, seed=seed, by_rates=shuffle, data_dir=data_dir
+      task_name, split, tokenizer, max_length, seed=seed, by_rates=shuffle, data_dir=data_dir,
+      mixture_rate=mixture_rate,
     )
     question, lengths = self._examples.question, self._examples.tokens.lengths
     self.head, self.label_names, self.label_slice = question.head, question.label_names, question.label_slice

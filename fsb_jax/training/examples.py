@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -114,6 +114,9 @@ class HiddenWords:
     return batch
 
 
+_HEADS = (Classes.head, HiddenWords.head)
+
+
 @dataclasses.dataclass(frozen=True)
 class Examples:
   """A split.
@@ -134,7 +137,15 @@ class Examples:
 
 
 def read_examples(
-  task_name: str, split: str, tokenizer, max_length: int, *, seed: int, by_rates: bool, data_dir: str | None
+  task_name: str,
+  split: str,
+  tokenizer,
+  max_length: int,
+  *,
+  seed: int,
+  by_rates: bool,
+  data_dir: str | None,
+  mixture_rate: Callable[..., float] | None = None,
 ) -> Examples:
   """Reads and tokenises a split of a task or mixture.
 
@@ -146,6 +157,7 @@ def read_examples(
     seed: of what is hidden.
     by_rates: whether an epoch takes the tasks of a mixture by its rates; else it takes each example once.
     data_dir: see `Loader`.
+    mixture_rate: see `Loader`.
 
   Raises:
     UserError: there is no such task or split, or its files are missing or malformed.
@@ -153,7 +165,7 @@ def read_examples(
   provider, members = _seqio_members(task_name, split, tokenizer, data_dir)
   columns, fields = [], []
   for task in members:
-    encoded, published = _encode(task, split, tokenizer, max_length)
+    encoded, published = _encode(task, split, tokenizer, max_length, data_dir)
     if not encoded["input_ids"]:
       raise UserError(f"Task {task.name} has no examples in its split {split!r}.")
     columns.append(encoded)
@@ -164,7 +176,7 @@ def read_examples(
     question = _hidden_words(task_name, tokenizer, seed)
   counts = sizes = [len(each["input_ids"]) for each in columns]
   if by_rates and len(members) > 1:
-    rates = np.array([provider.get_rate(task) for task in members], np.float64)
+    rates = np.array([_rate(provider, task, split, mixture_rate) for task in members], np.float64)
     counts = np.round(sum(sizes) * rates / rates.sum()).astype(int).tolist()
   return Examples(
     tokens=Ragged({name: [row for each in columns for row in each[name]] for name in question.features}),
@@ -173,6 +185,15 @@ def read_examples(
     sizes=tuple(sizes),
     counts=tuple(counts),
   )
+
+
+def _rate(provider, task, split: str, mixture_rate: Callable[..., float] | None) -> float:
+  import seqio
+
+  if mixture_rate is None and provider.name in tasks.MIXTURES:
+    mixture_rate = seqio.mixing_rate_num_examples
+  # A SeqIO mixture's own rate knows no other split than train.
+  return mixture_rate(task, split=split) if mixture_rate else provider.get_rate(task)
 
 
 def _hidden_words(task_name: str, tokenizer, seed: int) -> HiddenWords:
@@ -186,6 +207,16 @@ def _seqio_members(task_name: str, split: str, tokenizer, data_dir: str | None):
   import seqio
 
   if task_name in tasks.names():
+    found = tasks.info(task_name)
+    if found.head not in _HEADS:
+      raise UserError(
+        f"Task {task_name} ({found.kind}) is for a {found.head} head, which the loader does not serve yet; it serves "
+        f"{' and '.join(_HEADS)}."
+      )
+    if found.alone:
+      logging.getLogger(__name__).warning(
+        "%s: left out, being of other kinds: %s; each is a task of its own", task_name, ", ".join(found.alone)
+      )
     tasks.register(tokenizer, data_dir)
   if task_name not in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
     raise UserError(f"There is no task {task_name!r}; the known ones are {', '.join(tasks.names())}.")
@@ -229,7 +260,9 @@ def _labels(task_name: str, members) -> tuple[tuple[str, ...], tuple[int, int]]:
   return label_names, (0, len(label_names))
 
 
-def _encode(task, split: str, tokenizer, max_length: int) -> tuple[dict, list[dict] | None]:
+def _encode(task, split: str, tokenizer, max_length: int, data_dir: str | None) -> tuple[dict, list[dict] | None]:
+  from fsb_jax.tasks.corpora import CorpusTask
+  from fsb_jax.tasks.files import data_directory
   from fsb_jax.tasks.preprocessors import Encode
   from fsb_jax.tasks.seqio_tasks import TaskSource
   from fsb_jax.tasks.vocabularies import TokenizerVocabulary
@@ -245,6 +278,9 @@ def _encode(task, split: str, tokenizer, max_length: int) -> tuple[dict, list[di
       for name, rows in steps[0].encode_batch(chunk, max_length).items():
         columns[name].extend(rows)
     return columns, task.source.fields(split)
+  known = tasks.registry.known_tasks().get(task.name)
+  if isinstance(known, CorpusTask):
+    known.require_prepared(data_directory(data_dir))
   rows = list(
     task.get_dataset(
       sequence_length={name: max_length for name in ("input_ids", "token_type_ids", "word_ids")},

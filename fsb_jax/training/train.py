@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from fsb_jax import checkpoints, models
+from fsb_jax import checkpoints, models, tasks
 from fsb_jax.encodings import save_tokenizer
 from fsb_jax.errors import UserError
 from fsb_jax.partitioning import Partitioner, multihost
@@ -66,6 +66,9 @@ def train(
   rules: Mapping[str, Any] | None = None,
   seed: int | Sequence[int] = 0,
   data_dir: str | None = None,
+  train_split: str = "train",
+  validation_split: str = "validation",
+  mixture_rate: Callable[..., float] | None = None,
   explain_partitioning: bool = False,
   profile: bool = False,
   config_text: str | None = None,
@@ -98,6 +101,9 @@ def train(
     rules: changes to the partitioning rules.
     seed: of data order, dropout and fresh weights. Several make one run each, in folders `seed-N` of `model_dir`.
     data_dir: where data lies; FSB_DATA_DIR if not given.
+    train_split: the split to train on.
+    validation_split: the split to score on, where the task has it.
+    mixture_rate: the rate at which a mixture's task is taken, see `Loader`; the mixture's own if not given.
     explain_partitioning: print what is split over what.
     profile: write a trace of a few steps for TensorBoard.
     config_text: the gin configuration, kept as `config.gin` in the folder.
@@ -130,7 +136,8 @@ def train(
   tokenizer = find_tokenizer(tokenizer, folder if first_step else initial_checkpoint_path)
   loader, scored = _loaders(
     task, tokenizer, partitioner, batch_size, eval_batch_size or batch_size, seed=seed, buckets=buckets,
-    max_length=evaluation.longest_row(feature_lengths), data_dir=data_dir,
+    max_length=evaluation.longest_row(feature_lengths), data_dir=data_dir, train_split=train_split,
+    validation_split=validation_split, mixture_rate=mixture_rate,
   )
   run = dataclasses.replace(run, vocab_multiple=partitioner.vocab_multiple)
   what = dict(model=model, tokenizer=tokenizer, head=loader.head, label_names=loader.label_names or None, run=run)
@@ -203,19 +210,23 @@ def _step_to_go_on_from(store: checkpoints.CheckpointStore) -> int:
 
 
 def _loaders(
-  task: Any, tokenizer: Any, partitioner: Partitioner, batch_size: int, eval_batch_size: int, *, seed: int, **options
+  task: Any, tokenizer: Any, partitioner: Partitioner, batch_size: int, eval_batch_size: int, *,
+  seed: int, train_split: str, validation_split: str, mixture_rate: Callable[..., float] | None, **options,
 ) -> tuple[Loader, dict[str, Loader]]:
   """The loader of the training split, and of every validation split by task."""
   name = getattr(task, "name", task)
   say(f"reading {name}")
-
   loader = evaluation.load_split(
-    name, "train", tokenizer, partitioner, batch_size, shuffle=True, seed=seed, **options
+    name, train_split, tokenizer, partitioner, batch_size, shuffle=True, seed=seed, mixture_rate=mixture_rate, **options
   )
+  for overlap in (found for each in evaluation.task_names(name) for found in tasks.overlaps(each, train_split)):
+    say(f"warning: {overlap}")
   scored = {
-    each: evaluation.load_split(each, "validation", tokenizer, partitioner, eval_batch_size, shuffle=False, **options)
+    each: evaluation.load_split(
+      each, validation_split, tokenizer, partitioner, eval_batch_size, shuffle=False, **options
+    )
     for each in evaluation.task_names(name)
-    if _has_split(each, "validation")
+    if _has_split(each, validation_split)
   }
   if len(loader.label_names) == 1:
     raise UserError(f"task {name} has the one label {loader.label_names[0]}; a classifier needs two")

@@ -71,7 +71,7 @@ def test_stand_ins_are_named_in_one_log_line_and_come_second(tmp_path, caplog):
     "(the labelled file that this archive calls test.json)"
   ]
   caplog.clear()
-  with pytest.raises(UserError, match="line 1: has a label, so this is not CLUE's test split"):
+  with pytest.raises(UserError, match="line 1: has a label, so this is not the split that is published without"):
     load("tnews", "test", tmp_path)
   (tmp_path / "ocnli").mkdir()
   (tmp_path / "ocnli" / "train.10k.json").write_bytes(json_lines(OCNLI["train.50k"][:1]))

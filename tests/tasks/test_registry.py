@@ -29,7 +29,7 @@ def test_describe_and_unknown_names():
     "ocnli: premise and hypothesis, written in Chinese; pairs of texts; 3 labels: contradiction, neutral, entailment"
   )
   assert [tasks.info(name).name for name in tasks.names()] == tasks.names()
-  for name in ("cmnli", "clue_classification.cmnli"):
+  for name in ("absent", "clue_classification.cmnli"):
     with pytest.raises(UserError, match=f"There is no task '{name}'; the known ones are tnews, afqmc"):
       tasks.info(name)
 

@@ -35,7 +35,7 @@ def same(batch, other):
 
 
 # Drawn by size first: lists alone are nearly always short.
-LENGTHS = st.integers(1, 40).flatmap(lambda size: st.lists(st.integers(0, 40), min_size=size, max_size=size))
+LENGTHS = st.integers(1, 40).flatmap(lambda size: st.lists(st.integers(1, 40), min_size=size, max_size=size))
 
 
 @slow_setup

@@ -91,7 +91,7 @@ def through_loader(loader):
 
 @pytest.mark.parametrize("pairs", [True, False])
 def test_loader_equals_the_seqio_pipeline(tokenizer, tmp_path, pairs):
-  name = declare_table(tmp_path / "rows.jsonl", range(30), pairs)
+  name = declare_table(tmp_path / "rows.jsonl", range(1, 31), pairs)
   loader = Loader(name, "train", tokenizer, 16, 4, shuffle=False)
   assert through_loader(loader) == through_seqio(name, "train", 16)
 
