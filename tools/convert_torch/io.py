@@ -96,13 +96,14 @@ def _find_weights(folder: Path, names: tuple[tuple[str, str], ...], variant: str
   for name in looked_for:
     if (folder / name).is_file():
       return folder / name
-  held = {match[1] for path in folder.glob("*") for stem, suffix in names if (match := _variant(path.name, stem, suffix))}
+  matches = (
+    re.fullmatch(rf"{re.escape(stem)}\.(\w+){re.escape(suffix)}", path.name)
+    for path in folder.glob("*")
+    for stem, suffix in names
+  )
+  held = {match[1] for match in matches if match}
   hint = f"; it has the variants {sorted(held)}, which variant= asks for" if held - {variant} else ""
   raise UserError(f"{folder} has no weights: looked for {', '.join(looked_for)}{hint}")
-
-
-def _variant(name: str, stem: str, suffix: str) -> re.Match | None:
-  return re.fullmatch(rf"{re.escape(stem)}\.(\w+){re.escape(suffix)}", name)
 
 
 def _read_index(path: Path) -> dict[str, str]:

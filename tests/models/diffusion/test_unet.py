@@ -70,7 +70,8 @@ def ours(unet, params, inputs):
     output = unet.apply({"params": params}, **{**inputs, **given})
     return (output * np.cos(np.arange(output.size).reshape(output.shape))).sum(), output
 
-  (_, output), (gradients, of_inputs) = jax.jit(jax.value_and_grad(product, argnums=(0, 1), has_aux=True))(params, given)
+  run = jax.jit(jax.value_and_grad(product, argnums=(0, 1), has_aux=True))
+  (_, output), (gradients, of_inputs) = run(params, given)
   return output, {**tiny_diffusers.in_their_names(unet, gradients), **of_inputs}
 
 

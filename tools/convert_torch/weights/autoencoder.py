@@ -46,7 +46,8 @@ def autoencoder_table(
     for j in range(2):
       name = f"{middle}.resnets.{j}" if diffusers else f"{middle}.block_{j + 1}"
       rows += resnet_rows(f"{half}/middle/resnets_{j}", name, names)
-    rows += _attention_rows(f"{half}/middle/attention", f"{middle}.attentions.0" if diffusers else f"{middle}.attn_1", layout)
+    name = f"{middle}.attentions.0" if diffusers else f"{middle}.attn_1"
+    rows += _attention_rows(f"{half}/middle/attention", name, layout)
     rows += norm_rows(f"{half}/norm_out", f"{half}.{names['norm_out']}")
     rows += map_rows(f"{half}/convolution_out", f"{half}.conv_out", convolution)
   rows += map_rows("quant", "quant_conv", pixelwise, optional=True)

@@ -1,9 +1,8 @@
 """The UNet of Stable Diffusion, in two layouts of names, see `_diffusion_form`."""
 
-from collections.abc import Callable
 from typing import Literal
 
-from convert_torch.ops import Op, convolution, fused, heads_in, heads_out, linear, of_config, pixelwise, same
+from convert_torch.ops import convolution, fused, heads_in, heads_out, linear, of_config, pixelwise, same
 from convert_torch.weights import Row, Table
 from convert_torch.weights._diffusion_form import map_rows, norm_rows, resnet_rows
 from fsb_jax.models import TransformerConfig
@@ -98,19 +97,16 @@ def _transformer_rows(ours: str, theirs: str, config: UNetConfig, stack: Transfo
   rows += map_rows(f"{ours}/project_in", f"{theirs}.proj_in", projection)
   for i, sublayer in enumerate((*_ATTENTIONS, "mlp")):
     rows += norm_rows(f"{layer}/{sublayer}_norm", f"{their_layer}.norm{i + 1}")
-  for name, theirs_ in _ATTENTIONS.items():
-    for which, letter in (("query", "q"), ("key", "k"), ("value", "v")):
-      rows.append(
-        Row(f"{layer}/{name}/{which}/kernel", f"{their_layer}.{theirs_}.to_{letter}.weight", of_config(heads_out, stack))
-      )
-    rows += map_rows(f"{layer}/{name}/out", f"{their_layer}.{theirs_}.to_out.0", of_config(heads_in, stack))
+  for name, attn in _ATTENTIONS.items():
+    for which in ("query", "key", "value"):
+      kernel = f"{their_layer}.{attn}.to_{which[0]}.weight"
+      rows.append(Row(f"{layer}/{name}/{which}/kernel", kernel, of_config(heads_out, stack)))
+    rows += map_rows(f"{layer}/{name}/out", f"{their_layer}.{attn}.to_out.0", of_config(heads_in, stack))
   # The first half is gated by the activation of the second.
   for name, part in (("wi_1", 0), ("wi_0", 1)):
-    rows += _halves(f"{layer}/mlp/{name}", f"{their_layer}.ff.net.0.proj", lambda op, part=part: fused(op, part, 2))
+    gated = f"{their_layer}.ff.net.0.proj"
+    rows.append(Row(f"{layer}/mlp/{name}/kernel", f"{gated}.weight", fused(linear, part, 2)))
+    rows.append(Row(f"{layer}/mlp/{name}/bias", f"{gated}.bias", fused(same, part, 2)))
   rows += map_rows(f"{layer}/mlp/wo", f"{their_layer}.ff.net.2")
   rows += map_rows(f"{ours}/project_out", f"{theirs}.proj_out", projection)
   return rows
-
-
-def _halves(ours: str, theirs: str, half: Callable[[Op], Op]) -> tuple[Row, Row]:
-  return Row(f"{ours}/kernel", f"{theirs}.weight", half(linear)), Row(f"{ours}/bias", f"{theirs}.bias", half(same))
