@@ -1,6 +1,7 @@
 """A folder that `diffusers` wrote as UNet, autoencoder and text encoders of ours, and the way back."""
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -60,6 +61,12 @@ class DiffusersModel:
   source: dict = dataclasses.field(default_factory=dict)
 
 
+@functools.cache
+def _shapes(module: Callable[[Any], nn.Module], config) -> dict[str, tuple[int, ...]]:
+  params = nn.meta.unbox(diffusion.abstract_params(module(config)))
+  return {path: tuple(x.shape) for path, x in models.flatten(params).items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Component:
   """How UNet or autoencoder are made and converted.
@@ -80,8 +87,7 @@ class Component:
 
   def shapes(self, config) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter."""
-    params = nn.meta.unbox(diffusion.abstract_params(self.module(config)))
-    return {path: tuple(x.shape) for path, x in models.flatten(params).items()}
+    return _shapes(self.module, config)
 
   def read(self, source: Path | str, files: Any, config, **layout) -> dict[str, Any]:
     """The parameters in some opened files; UserError, listing every misfit, where they are not those of `config`."""
