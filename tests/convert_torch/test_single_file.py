@@ -107,19 +107,9 @@ def original_shapes(component, config):
   return {slot.theirs: slot.shape for slot in slots}
 
 
-SDXL = diffusion.UNetConfig(
-  channels=(320, 640, 1280), resnets=(2, 2, 2), heads=(5, 10, 20), depths=(0, 2, 10), middle_depth=10, text_dim=2048,
-  text_only=(False,) * 3, linear_projection=True, added_number_dim=256, added_dim=2816, sample_size=128,
-)  # fmt: skip
-
-
 @pytest.mark.parametrize(
   "config",
-  [
-    diffusion.UNetConfig(in_channels=9),
-    diffusion.UNetConfig(heads=(5, 10, 20, 20), text_dim=1024, linear_projection=True),
-    SDXL,
-  ],
+  [*diffusion.UNET_SIZES.values(), pytest.param(diffusion.UNetConfig(in_channels=9), marks=pytest.mark.slow)],
 )
 def test_configs_follow_from_shapes(config):
   shapes = original_shapes(UNET, config)

@@ -243,11 +243,8 @@ def save_single_file(path: Path | str, model: DiffusersModel, *, dtype: str = "f
 
 
 def _text_tensors(encoder: TextEncoder, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
-  """An encoder's tensors by transformers' names, those of a CLIP under `text_model.` as single files have them."""
+  """An encoder's tensors by transformers' names."""
   weights = table(encoder.family)
   flat = models.flatten(encoder.params)
-  tensors = dict(engine.save(weights, flat, encoder.config, prefixed=encoder.head != "base"))
-  bare = any(name.startswith("embeddings.token_embedding.") for name in tensors)
-  for name, array in tensors.items():
-    named = f"text_model.{name}" if bare and not name.startswith("text_projection") else name
-    yield named, hub.cast_to(named, array, dtype)
+  for name, array in engine.save(weights, flat, encoder.config, prefixed=encoder.head != "base"):
+    yield name, hub.cast_to(name, array, dtype)

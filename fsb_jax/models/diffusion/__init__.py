@@ -4,7 +4,7 @@ Images and latents are `[batch, height, width, channels]`.
 """
 
 from fsb_jax.models.diffusion.autoencoder import Autoencoder
-from fsb_jax.models.diffusion.config import AutoencoderConfig, UNetConfig
+from fsb_jax.models.diffusion.config import UNET_SIZES, AutoencoderConfig, UNetConfig
 from fsb_jax.models.diffusion.hub_config import (
   autoencoder_config_from_hf,
   autoencoder_config_to_hf,
@@ -16,6 +16,7 @@ from fsb_jax.models.diffusion.tiling import decode_sliced, decode_tiled
 from fsb_jax.models.diffusion.unet import UNet, embed_numbers
 
 __all__ = [
+  "UNET_SIZES",
   "Autoencoder",
   "AutoencoderConfig",
   "UNet",

@@ -160,3 +160,14 @@ class AutoencoderConfig:
   def with_run(self, **changes) -> "AutoencoderConfig":
     """A copy with some run choices replaced."""
     return dataclasses.replace(self, run=dataclasses.replace(self.run, **changes))
+
+
+# Of the published models: Taiyi's first ones are shaped as Stable Diffusion 1, Taiyi-XL as Stable Diffusion XL.
+UNET_SIZES = {
+  "stable_diffusion_1": UNetConfig(),
+  "stable_diffusion_2": UNetConfig(heads=(5, 10, 20, 20), text_dim=1024, linear_projection=True),
+  "stable_diffusion_xl": UNetConfig(
+    channels=(320, 640, 1280), resnets=(2, 2, 2), heads=(5, 10, 20), depths=(0, 2, 10), middle_depth=10, text_dim=2048,
+    text_only=(False, False, False), linear_projection=True, added_number_dim=256, added_dim=2816, sample_size=128,
+  ),
+}  # fmt: skip

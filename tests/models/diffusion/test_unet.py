@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_diffusers
 import torch
+from tiny_hub import QUICK
 
 from fsb_jax import models
 from fsb_jax.models import diffusion
@@ -70,7 +71,7 @@ def ours(unet, params, inputs):
     output = unet.apply({"params": params}, **{**inputs, **given})
     return (output * np.cos(np.arange(output.size).reshape(output.shape))).sum(), output
 
-  run = jax.jit(jax.value_and_grad(product, argnums=(0, 1), has_aux=True))
+  run = jax.jit(jax.value_and_grad(product, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
   (_, output), (gradients, of_inputs) = run(params, given)
   return output, {**tiny_diffusers.in_their_names(unet, gradients), **of_inputs}
 
@@ -89,7 +90,7 @@ def assert_close(ours, reference, tolerance=1e-9):
     # An odd size: rounded up on the way down.
     pytest.param("sd2", 7, {}, marks=pytest.mark.slow),
     pytest.param("inpainting", 8, {}, marks=pytest.mark.slow),
-    ("text_only", 7, {"scan_layers": False, "remat": "dots_saveable"}),
+    pytest.param("text_only", 7, {"scan_layers": False, "remat": "dots_saveable"}, marks=pytest.mark.slow),
   ],
 )
 def test_outputs_and_every_gradient_are_those_of_diffusers(name, size, run, tmp_path):
@@ -106,7 +107,7 @@ def test_outputs_and_every_gradient_are_those_of_diffusers(name, size, run, tmp_
       assert_close(np.asarray(gradients[path]), gradient)
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("scan_layers", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_what_is_made_once_gives_the_same_numbers(scan_layers, tmp_path):
   model = tiny_diffusers.unet("sdxl" if scan_layers else "text_only")
   with jax.enable_x64(True):
@@ -114,7 +115,6 @@ def test_what_is_made_once_gives_the_same_numbers(scan_layers, tmp_path):
     inputs = inputs_for(unet.config)
     added = {name: x for name, x in inputs.items() if name.startswith("added")}
 
-    @jax.jit
     def both(params):
       variables = {"params": params}
       steps = np.array([[7], [981]])
@@ -126,7 +126,7 @@ def test_what_is_made_once_gives_the_same_numbers(scan_layers, tmp_path):
       instead = {**at_step, "timesteps": np.zeros(2), "encoder_hidden_states": 0 * inputs["encoder_hidden_states"]}
       return unet.apply(variables, **at_step), unet.apply(variables, **instead, **given)
 
-    plain, quick = both(params)
+    plain, quick = jax.jit(both, compiler_options=QUICK)(params)
     np.testing.assert_allclose(quick, plain, rtol=0, atol=1e-12)
 
 
@@ -144,32 +144,19 @@ def diffusers_embedding(numbers, cosine_first, shift):
   return get_timestep_embedding(torch.tensor(numbers), 32, cosine_first, shift).numpy()
 
 
-# What the published models hold; SDXL is also Taiyi-XL, whose text encoder alone is another.
-SIZES = {
-  "sd_1_4": (diffusion.UNetConfig(), 859_520_964),
-  "sd_2_1": (
-    diffusion.UNetConfig(heads=(5, 10, 20, 20), text_dim=1024, linear_projection=True),
-    865_910_724,
-  ),
-  "sdxl": (
-    diffusion.UNetConfig(
-      channels=(320, 640, 1280), resnets=(2, 2, 2), heads=(5, 10, 20), depths=(0, 2, 10), middle_depth=10,
-      text_dim=2048, text_only=(False,) * 3, linear_projection=True, added_number_dim=256, added_dim=2816,
-    ),
-    2_567_463_684,
-  ),
-}  # fmt: skip
+PUBLISHED = {"stable_diffusion_1": 859_520_964, "stable_diffusion_2": 865_910_724, "stable_diffusion_xl": 2_567_463_684}
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name):
-  config, count = SIZES[name]
-  params = nn.meta.unbox(diffusion.abstract_params(diffusion.UNet(config)))
-  assert sum(x.size for x in jax.tree.leaves(params)) == count
+  params = nn.meta.unbox(diffusion.abstract_params(diffusion.UNet(diffusion.UNET_SIZES[name])))
+  assert sum(x.size for x in jax.tree.leaves(params)) == PUBLISHED[name]
 
 
-def test_a_missing_addition_to_time_is_told(tmp_path):
-  config = dataclasses.replace(SIZES["sdxl"][0], channels=(8, 8, 8), heads=(2, 2, 2), norm_groups=2)
+def test_a_missing_addition_to_time_is_told():
+  config = dataclasses.replace(
+    diffusion.UNET_SIZES["stable_diffusion_xl"], channels=(8, 8, 8), heads=(2, 2, 2), norm_groups=2
+  )
   inputs = diffusion.dummy_inputs(diffusion.UNet(config))
   del inputs["added_time_ids"]
   with pytest.raises(ValueError, match="added_time_ids"):
@@ -204,10 +191,12 @@ def test_gradients_on_a_mesh_are_those_of_one_device(mesh, tmp_path):
 
       return jax.value_and_grad(loss)(params)
 
-    reference = jax.device_get(jax.jit(gradient)(params))
+    reference = jax.device_get(jax.jit(gradient, compiler_options=QUICK)(params))
     shardings = partitioner.shardings(boxed)
     placed = jax.device_put(params, shardings)
-    loss, gradients = partitioner.jit(gradient, out_shardings=(partitioner.replicated, shardings))(placed)
+    loss, gradients = partitioner.jit(
+      gradient, out_shardings=(partitioner.replicated, shardings), compiler_options=QUICK
+    )(placed)
     np.testing.assert_allclose(loss, reference[0], rtol=1e-9)
     for path, x in models.flatten(reference[1]).items():
       assert_close(np.asarray(models.flatten(gradients)[path]), x, 1e-8)
