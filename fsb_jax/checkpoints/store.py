@@ -38,6 +38,9 @@ _TOKENIZER_FILES = (
   "sentencepiece.bpe.model",
   "spm.model",
   "chat_template.jinja",
+  # How images are made into pixels.
+  "preprocessor_config.json",
+  "processor_config.json",
 )
 # What a checkpoint needs of the folder it lies in.
 _SHARED_FILES = ("metadata.json", "config.json", *_TOKENIZER_FILES)
