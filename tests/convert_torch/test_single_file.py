@@ -156,6 +156,57 @@ def test_open_clip_names_are_those_that_diffusers_reads(tmp_path):
     assert said["architectures"] == ["CLIPTextModelWithProjection" if projection else "CLIPTextModel"]
 
 
+@pytest.mark.parametrize(
+  ("name", "prefixes"),
+  [
+    ("sd1", ["cond_stage_model.transformer."]),
+    ("sd2", ["cond_stage_model.model."]),
+    ("sdxl", ["conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."]),
+  ],
+)
+def test_clip_lies_where_the_original_has_it(name, prefixes, tmp_path):
+  unet = tiny_diffusers.unet(name, torch.float32)
+  encoders = {}
+  for part, projects in (("text_encoder", False), ("text_encoder_2", True))[: len(prefixes)]:
+    torch.manual_seed(len(encoders))
+    open_clip = projects or name == "sd2"
+    config = transformers.CLIPTextConfig(
+      vocab_size=20, hidden_size=64, intermediate_size=16, num_hidden_layers=2, num_attention_heads=1,
+      max_position_embeddings=8, projection_dim=24 if projects else 64, eos_token_id=2,
+      hidden_act="gelu" if open_clip else "quick_gelu",
+    )  # fmt: skip
+    encoders[part] = (transformers.CLIPTextModelWithProjection if projects else transformers.CLIPTextModel)(config)
+  folder = tmp_path / "folder"
+  parts = {"unet": unet, "vae": tiny_diffusers.vae(torch.float32), **encoders}
+  for part, model in parts.items():
+    model.save_pretrained(folder / part)
+  index = {part: ["library", type(model).__name__] for part, model in parts.items()}
+  (folder / "model_index.json").write_text(json.dumps(index))
+  model = load_diffusers_folder(folder)
+  file = tmp_path / "file.safetensors"
+  save_single_file(file, model)
+  held = safetensors.torch.load_file(file)
+  for encoder, prefix in zip(encoders.values(), prefixes, strict=True):
+    assert any(key.startswith(prefix) for key in held)
+    if prefix.endswith(".model."):
+      read = single_file_utils.convert_open_clip_checkpoint(encoder, held, prefix)
+    else:
+      read = single_file_utils.convert_ldm_clip_checkpoint(held)
+    state = {f"text_model.{key.removeprefix('text_model.')}": x for key, x in encoder.state_dict().items()}
+    state = {key.removeprefix("text_model.") if "text_projection" in key else key: x for key, x in state.items()}
+    assert set(read) == set(state)
+    for key, tensor in state.items():
+      assert torch.equal(read[key], tensor), key
+  # With the folder's configs, and with those that follow from shapes.
+  whole = load_single_file(file, config_from=folder)
+  assert_same(whole.unet_params, model.unet_params)
+  inferred = load_single_file(file, parts=tuple(encoders))
+  for again in (whole, inferred):
+    for ours, before in zip(again.text_encoders, model.text_encoders, strict=True):
+      assert (ours.family, ours.head, ours.config) == (before.family, before.head, before.config)
+      assert_same(ours.params, before.params)
+
+
 def test_mistakes_are_one_sentence(taiyi, tmp_path):
   folder, _ = taiyi
   model = load_diffusers_folder(folder)
