@@ -18,12 +18,19 @@ DEFAULT_RULES: dict[str, MeshAxes] = {
   "activation_kv": None,
   "activation_mlp": "tensor",
   "activation_vocab": "tensor",
+  # Of images: those of a residual stream, and those inside its branches.
+  # Split over "sequence", a whole UNet gave other numbers on the CPU (jax 0.10.2), though no operation alone did.
+  "activation_height": None,
+  "activation_channels": None,
+  "activation_inner_channels": "tensor",
   # Parameters.
   "embed": "fsdp",
   "heads": "tensor",
   "kv_heads": "tensor",
   "kv": None,
   "mlp": "tensor",
+  "channels": "fsdp",
+  "inner_channels": "tensor",
   "vocab": "tensor",
   # Embedding tables are split by rows only: split by columns too, XLA replicates them in full before each lookup.
   "table_vocab": ("tensor", "fsdp"),
