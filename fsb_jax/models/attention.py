@@ -84,7 +84,10 @@ def attention_probabilities(
   """How much every query takes of every key, `[batch, heads, query, key]` in at least float32; see `attend`."""
   batch, queries, heads, width = query.shape
   grouped = query.reshape(batch, queries, key.shape[2], -1, width)
-  scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key).reshape(batch, heads, queries, -1) * scale
+  # In 16 bits products of long vectors overflow.
+  wide = at_least_float32(query.dtype)
+  scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key, preferred_element_type=wide)
+  scores = scores.reshape(batch, heads, queries, -1) * scale
   if bias is not None:
     scores = scores + bias
   scores = mask.apply(scores.astype(at_least_float32(scores.dtype)))
@@ -158,7 +161,8 @@ class Attention(nn.Module):
   def out(self, heads: jax.Array) -> jax.Array:
     """Projects `[batch, length, heads, head_dim]` back to `[batch, length, embed]`."""
     config, axes = self.config, ("heads", "kv", "embed")
-    return dense(config, (config.embed_dim,), axes, "out", inputs=2, bias=config.attention_bias)(heads)
+    bias = config.attention_bias if config.attention_out_bias is None else config.attention_out_bias
+    return dense(config, (config.embed_dim,), axes, "out", inputs=2, bias=bias)(heads)
 
   def attend(self, hidden, query, key, value, context, *, scale, bias, **dropout) -> tuple[jax.Array, jax.Array | None]:
     """The function `attend` and, where `context` asks for them, the probabilities; `hidden` is what was projected."""

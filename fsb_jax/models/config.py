@@ -140,6 +140,7 @@ class TransformerConfig:
     num_kv_heads: heads of keys and values, each for a group of query heads; None for as many as there are of queries.
     head_size: width of one head; None for `embed_dim / num_heads`.
     attention_bias: projections of the attention have a bias.
+    attention_out_bias: the one that follows it has; None for what the others have.
     mlp_bias: so have those of the feed-forward block.
     score_scale: multiplies the attention's scores; None for `head_dim ** -0.5`.
     scale_embeddings: token embeddings are multiplied by `embed_dim ** 0.5`.
@@ -181,6 +182,7 @@ class TransformerConfig:
   num_kv_heads: int | None = None
   head_size: int | None = None
   attention_bias: bool = True
+  attention_out_bias: bool | None = None
   mlp_bias: bool = True
   score_scale: float | None = None
   scale_embeddings: bool = False

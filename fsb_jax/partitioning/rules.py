@@ -18,12 +18,18 @@ DEFAULT_RULES: dict[str, MeshAxes] = {
   "activation_kv": None,
   "activation_mlp": "tensor",
   "activation_vocab": "tensor",
+  # Of images: those of a residual stream, and those inside its branches.
+  "activation_height": "sequence",
+  "activation_channels": None,
+  "activation_inner_channels": "tensor",
   # Parameters.
   "embed": "fsdp",
   "heads": "tensor",
   "kv_heads": "tensor",
   "kv": None,
   "mlp": "tensor",
+  "channels": "fsdp",
+  "inner_channels": "tensor",
   "vocab": "tensor",
   # Embedding tables are split by rows only: split by columns too, XLA replicates them in full before each lookup.
   "table_vocab": ("tensor", "fsdp"),
