@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsb_jax.errors import UserError
-from fsb_jax.models.diffusion.schedulers import Plan, Schedule, scale_model_input, step
+from fsb_jax.models.diffusion.schedulers import Schedule, scale_model_input, step
 from fsb_jax.partitioning import Partitioner
 
 
@@ -55,12 +55,11 @@ class ImageModel:
   partitioner: Partitioner | None = None
 
   def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-    """(height, width, channels) of the latents of an image."""
-    mean, _ = jax.eval_shape(
-      lambda params, images: self.autoencoder.apply({"params": params}, images, method="encode"),
-      self.autoencoder_params, jax.ShapeDtypeStruct((1, height, width, 3), np.float32),
-    )  # fmt: skip
-    return mean.shape[1:]
+    """(height, width, channels) of the latents of an image; UserError where it has none."""
+    config = self.autoencoder.config
+    if height < 1 or width < 1 or height % config.reduction or width % config.reduction:
+      raise UserError(f"size {width}x{height}: width and height must be multiples of {config.reduction}")
+    return height // config.reduction, width // config.reduction, config.latent_channels
 
 
 @flax.struct.dataclass
@@ -77,15 +76,14 @@ class _Programs:
 
   def __init__(self, unet: nn.Module, autoencoder: nn.Module, partitioner: Partitioner | None):
     jit = jax.jit if partitioner is None else partitioner.jit
-    scaling = autoencoder.config.scaling_factor
+    scaling, shift = autoencoder.config.scaling_factor, autoencoder.config.shift_factor
 
     def prepare(params, timesteps, conditioning):
-      rows = len(conditioning.hidden_states)
-      tile = functools.partial(jax.tree.map, lambda x: jnp.tile(x, (len(timesteps), 1)))
-      added = tile((conditioning.text_embeds, conditioning.time_ids))
-      times = unet.apply({"params": params}, jnp.repeat(timesteps, rows), *added, method="time_embeddings")
+      times = unet.apply(
+        {"params": params}, timesteps[:, None], conditioning.text_embeds, conditioning.time_ids, method="time_embeddings"
+      )
       texts = unet.apply({"params": params}, conditioning.hidden_states, method="text_keys_values")
-      return times.reshape(len(timesteps), rows, -1), texts
+      return times, texts
 
     def one_step(params, slots, plan, time, conditioning, texts, guidance, rescale, extra, noise, kept, next_level):
       inputs = scale_model_input(plan, slots, 0)
@@ -107,10 +105,11 @@ class _Programs:
       return slots
 
     def encode(params, images):
-      return autoencoder.apply({"params": params}, images, method="encode")[0].astype(images.dtype) * scaling
+      mean, _ = autoencoder.apply({"params": params}, images, method="encode")
+      return (mean.astype(images.dtype) - shift) * scaling
 
     def decode(params, latents):
-      images = autoencoder.apply({"params": params}, latents / scaling, method="decode")
+      images = autoencoder.apply({"params": params}, latents / scaling + shift, method="decode")
       return jnp.clip(images.astype(latents.dtype) / 2 + 0.5, 0, 1)
 
     self.prepare, self.encode, self.decode = jit(prepare), jit(encode), jit(decode)

@@ -9,11 +9,13 @@ from typing import Any
 
 from fsb_jax.errors import UserError
 
-_PIPELINES = {"text_classification": "TextClassification", "text_generation": "TextGeneration"}
+_PIPELINES = {
+  "text_classification": "TextClassification", "text_generation": "TextGeneration", "text_to_image": "TextToImage",
+}  # fmt: skip
 
 
 def pipeline(task: str, model: str | Path, **options: Any):
-  """A callable that answers for `task` ("text_classification", "text_generation") with a model.
+  """A callable that answers for `task` ("text_classification", "text_generation", "text_to_image") with a model.
 
   Args:
     task: name of the pipeline.

@@ -241,8 +241,7 @@ def _dpm(schedule: Forward, steps: int, first: int) -> Table:
   sigmas = np.append(sigmas, _last_sigma(schedule, every))
   signal = 1 / np.sqrt(sigmas**2 + 1)
   level = sigmas * signal
-  with np.errstate(divide="ignore"):
-    half_log_snr = -np.log(sigmas)
+  half_log_snr = -np.log(sigmas)
   few, rows = schedule.lower_order_final and steps < 15, []
   for i in range(first, steps):
     step = half_log_snr[i + 1] - half_log_snr[i]

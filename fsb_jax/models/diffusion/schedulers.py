@@ -218,7 +218,8 @@ class Schedule:
       raise UserError(f"steps={num_steps} is not between 1 and the {self.num_train_timesteps} the model was trained with")
     if not 0 <= first < num_steps:
       raise UserError(f"all {num_steps} steps would be left out; give a larger strength or more steps")
-    table = SAMPLERS[self.sampler].table(self, num_steps, first)
+    with np.errstate(divide="ignore"):
+      table = SAMPLERS[self.sampler].table(self, num_steps, first)
     if not np.isfinite(table.clean).all():
       raise UserError(
         "scheduler: rescale_betas_zero_snr leaves no signal at the first step, of which prediction_type 'epsilon' says "
