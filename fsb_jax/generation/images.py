@@ -188,8 +188,7 @@ def generate_images(
   first = _first_step(steps, strength)
   plan = schedule.plan(steps, first=first)
   _require_channels(model, latent_shape[-1], image, mask)
-  if noise is not None and noise.shape != (len(seeds), *latent_shape):
-    raise UserError(f"noise has shape {noise.shape}, but {len(seeds)} images begin with {(len(seeds), *latent_shape)}")
+  require_noise(noise, (len(seeds), *latent_shape))
   programs = _programs(model.unet, model.autoencoder, model.partitioner)
   rows = _Rows(len(seeds), model.partitioner)
   seeds = rows.put(np.asarray(seeds, np.uint32))
@@ -232,6 +231,12 @@ def generate_images(
       "or more steps"
     )
   return images
+
+
+def require_noise(noise: np.ndarray | None, shape: tuple[int, ...]) -> None:
+  """UserError where noise is given that does not have this shape."""
+  if noise is not None and noise.shape != shape:
+    raise UserError(f"noise has shape {noise.shape}, but the images begin with {shape}")
 
 
 def _first_step(steps: int, strength: float) -> int:

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from fsb_jax import models
 from fsb_jax.encodings import load_tokenizer
 from fsb_jax.errors import UserError
-from fsb_jax.generation.images import Conditioning, ImageModel, generate_images
+from fsb_jax.generation.images import Conditioning, ImageModel, generate_images, require_noise
 from fsb_jax.models import diffusion
 from fsb_jax.models.diffusion.schedulers import schedule_from_config
 from fsb_jax.partitioning import Partitioner
@@ -151,11 +151,12 @@ class TextToImage:
     reduction = self._model.autoencoder.config.reduction
     natural = (self._size,) * 2 if before is None else tuple(side // reduction * reduction for side in before.size)
     width, height = width or natural[0], height or natural[1]
-    latent_shape = self._model.latent_shape(height, width)
+    shape = self._model.latent_shape(height, width)
     if strength is not None and before is None:
       raise UserError("strength says how much of an image is lost; give the image too")
     strength = strength if strength is not None else 0.8 if before is not None and hole is None else 1.0
     seeds = _seeds(seed, len(prompts) * images_per_prompt)
+    require_noise(noise, (len(seeds), *shape))
     if ascii_punctuation:
       prompts = [to_ascii(prompt) for prompt in prompts]
     arguments = dict(

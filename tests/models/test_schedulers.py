@@ -246,7 +246,7 @@ def test_what_is_refused(changes, words):
 @pytest.mark.parametrize(
   "changes, arguments, words",
   [
-    ({}, dict(num_steps=0), "steps=0 is not between 1 and the 1000"),
+    ({}, dict(num_steps=0), "steps=0 is not between 1 and the model.s 1000"),
     ({}, dict(num_steps=1001), "steps=1001"),
     ({}, dict(num_steps=4, first=4), "all 4 steps would be left out"),
     ({"skip_prk_steps": False}, dict(num_steps=3), "Runge-Kutta"),

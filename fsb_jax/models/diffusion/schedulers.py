@@ -215,7 +215,7 @@ class Schedule:
       UserError: more steps than the forward process has, or none.
     """
     if not 1 <= num_steps <= self.num_train_timesteps:
-      raise UserError(f"steps={num_steps} is not between 1 and the {self.num_train_timesteps} the model was trained with")
+      raise UserError(f"steps={num_steps} is not between 1 and the model's {self.num_train_timesteps} of training")
     if not 0 <= first < num_steps:
       raise UserError(f"all {num_steps} steps would be left out; give a larger strength or more steps")
     with np.errstate(divide="ignore"):
