@@ -1,6 +1,16 @@
 """Conversion between PyTorch Hub folders and our parameters, in both directions."""
 
+from convert_torch.diffusers_folder import DiffusersModel, TextEncoder, load_diffusers_folder, save_diffusers_folder
 from convert_torch.hub import HubModel, load_hub_folder, save_hub_folder
 from convert_torch.sources import load_gguf_tokenizer
 
-__all__ = ["HubModel", "load_gguf_tokenizer", "load_hub_folder", "save_hub_folder"]
+__all__ = [
+  "DiffusersModel",
+  "HubModel",
+  "TextEncoder",
+  "load_diffusers_folder",
+  "load_gguf_tokenizer",
+  "load_hub_folder",
+  "save_diffusers_folder",
+  "save_hub_folder",
+]

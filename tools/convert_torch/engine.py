@@ -198,6 +198,8 @@ def _other_layers(
   table: Table, left_out: Collection[Row], found: Collection[str], config, fields: Mapping[str, Any]
 ) -> list[str]:
   """A line where the files hold more or fewer layers than config.json says."""
+  if not fields:
+    return []
   count, kind = (config.num_layers, "layer") if config.layer_groups is None else (config.layer_groups, "group")
   count = max(count, config.decoder_config.num_layers if config.decoder and not left_out else 0)
   said = [f"{name}={value}" for name, value in fields.items() if value == count and kind in name]
@@ -323,7 +325,7 @@ def save(table: Table, params: Mapping[str, np.ndarray], config, *, prefixed: bo
       if name is not None and name not in tied and name not in written:
         written.add(name)
         yield name, op.save(array, config)
-    if not config.tie_embeddings:
+    if untied and not config.tie_embeddings:
       yield from ((copy, op.save(array, config)) for copy, name in untied.items() if name == slot.theirs)
   for name, make in _constants(table, strip, written):
     value = make(config)

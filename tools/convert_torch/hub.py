@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from convert_torch import engine, io, parts
 from convert_torch.sources import open_source
-from convert_torch.weights import table
+from convert_torch.weights import Table, table
 from fsb_jax import checkpoints, models
 from fsb_jax.errors import UserError
 
@@ -69,6 +69,7 @@ def load_hub_folder(
   num_labels: int | None = None,
   run: models.Run | None = None,
   seed: int = 0,
+  variant: str | None = None,
 ) -> HubModel:
   """Reads a folder that `transformers` wrote.
 
@@ -79,6 +80,7 @@ def load_hub_folder(
     num_labels: classes of the head; by default the config's.
     run: dtypes, scan layout and vocabulary padding; `params` are in `run.param_dtype`.
     seed: for parameters the folder lacks.
+    variant: of the weight files, such as "fp16"; None for the files without one.
 
   Returns:
     The model. Where `head` or `num_labels` were asked for and are not the folder's, head parameters of another shape
@@ -87,11 +89,16 @@ def load_hub_folder(
   Raises:
     UserError: no model there, one we do not know, or weights that do not fit it.
   """
-  opened = open_hub_folder(folder, head=head, num_labels=num_labels, run=run)
+  opened = open_hub_folder(folder, head=head, num_labels=num_labels, run=run, variant=variant)
+  return read_opened(opened, folder, seed)
+
+
+def read_opened(opened: "OpenedHub", source: Path | str, seed: int = 0) -> HubModel:
+  """The second half of `load_hub_folder`; `source` is what was opened."""
   match, config = opened.match, opened.config
   if match.problems:
     raise UserError(
-      f"{folder} does not fit {opened.family} with head {opened.head} and {opened.num_labels} labels "
+      f"{source} does not fit {opened.family} with head {opened.head} and {opened.num_labels} labels "
       "(+ in the file but not in our table, - needed but not in the file, ! otherwise wrong):\n"
       + "\n".join(match.problems)
     )
@@ -109,7 +116,7 @@ def load_hub_folder(
     hf_config=opened.hf_config,
     newly_initialised=match.missing,
     unused=match.unused,
-    source={"path": str(folder), "sha256": opened.files.sha256()},
+    source={"path": str(source), "sha256": opened.files.sha256()},
   )
 
 
@@ -135,11 +142,27 @@ class OpenedHub:
 
 
 def open_hub_folder(
-  folder: Path | str, *, head: str | None = None, num_labels: int | None = None, run: models.Run | None = None
+  folder: Path | str,
+  *,
+  head: str | None = None,
+  num_labels: int | None = None,
+  run: models.Run | None = None,
+  variant: str | None = None,
 ) -> OpenedHub:
   """The first half of `load_hub_folder`: everything but reading the weights; misfits are listed, not raised."""
-  folder = Path(folder)
-  hf_config, open_weights = open_source(folder)
+  hf_config, open_weights = open_source(Path(folder), variant)
+  return open_hub(hf_config, open_weights, head=head, num_labels=num_labels, run=run)
+
+
+def open_hub(
+  hf_config: dict,
+  open_weights: Callable[[Table], Any],
+  *,
+  head: str | None = None,
+  num_labels: int | None = None,
+  run: models.Run | None = None,
+) -> OpenedHub:
+  """`open_hub_folder` of this config.json and whatever `open_weights` opens, given the family's table."""
   family = models.family_of_hub_config(hf_config)
   config = dataclasses.replace(family.config_from_hf(hf_config), run=run or models.Run())
   weights = table(family.name)
@@ -214,7 +237,7 @@ def save_hub_folder(
   model = models.build(family, config, head, num_labels)
   flat = models.flatten(params)
   shapes, weights, prefixed = param_shapes(model), table(family), head != "base"
-  _require_shapes({path: tuple(x.shape) for path, x in flat.items()}, shapes, f"{family} with head {head}")
+  require_shapes({path: tuple(x.shape) for path, x in flat.items()}, shapes, f"{family} with head {head}")
   if tensor_parallel is not None:
     parts.require_divisible(weights, config, engine.slots(weights, config, shapes, prefixed), tensor_parallel)
   if _FIXED_LABELS.get(head, num_labels) != num_labels:
@@ -235,7 +258,7 @@ def save_hub_folder(
     # Cut before it is cast, so that no more than one part's tensor is copied.
     tensors = engine.save(weights, flat, config, prefixed=prefixed)
     for name, array in parts.piece(weights, tensors, part, count):
-      yield name, _cast(name, array, dtype)
+      yield name, cast_to(name, array, dtype)
 
   if tensor_parallel is None:
     io.write_folder(folder, cast(0, 1), new_config, tokenizer_from, max_shard_bytes)
@@ -287,7 +310,8 @@ def _own_head(family: models.Family, hf_config: Mapping[str, Any], required: boo
   return family.architectures.get(architectures[0]) if architectures else None
 
 
-def _require_shapes(have: Mapping[str, tuple], want: Mapping[str, tuple], what: str) -> None:
+def require_shapes(have: Mapping[str, tuple], want: Mapping[str, tuple], what: str) -> None:
+  """UserError listing what parameters of shapes `have` lack, or have too many, of those that `what` has, `want`."""
   problems = [f"  + {path} {shape}" for path, shape in have.items() if path not in want]
   problems += [f"  - {path} {shape}" for path, shape in want.items() if path not in have]
   problems += [f"  ! {p} has {have[p]}, needs {want[p]}" for p in want if p in have and have[p] != want[p]]
@@ -297,7 +321,8 @@ def _require_shapes(have: Mapping[str, tuple], want: Mapping[str, tuple], what: 
     )
 
 
-def _cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+def cast_to(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+  """An array of numbers in `dtype`; UserError, naming the tensor, where they are too large for it."""
   if not np.issubdtype(array.dtype, np.floating) and array.dtype != jnp.bfloat16:
     return array
   with np.errstate(over="ignore"):

@@ -13,8 +13,9 @@ import numpy as np
 from fsb_jax import checkpoints
 from fsb_jax.errors import UserError
 
-# In the order they are looked for: nothing in a safetensors file can run.
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# Names of weight files in the order they are looked for: nothing in a safetensors file can run.
+HUB_NAMES = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+DIFFUSERS_NAMES = (("diffusion_pytorch_model", ".safetensors"), ("diffusion_pytorch_model", ".bin"))
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -29,23 +30,28 @@ class TensorInfo:
 
 
 class WeightFiles:
-  """The weights of a Hub folder, opened but not read.
+  """The weights of a Hub folder, or of one file, opened but not read.
 
   Attributes:
     paths: the weight files, in order.
     tensors: what they hold; names may repeat across files.
   """
 
-  def __init__(self, folder: Path | str):
+  def __init__(
+    self, folder: Path | str, names: tuple[tuple[str, str], ...] = HUB_NAMES, variant: str | None = None
+  ):
     """Finds the weight files and reads their headers.
 
     Args:
-      folder: a Hub folder.
+      folder: a Hub folder, or a file.
+      names: of the files looked for in a folder, and their suffixes.
+      variant: what stands before the suffix, such as "fp16"; None for nothing.
 
     Raises:
       UserError: no weights, a shard missing, a damaged file, or a pickle that asks for more than tensors.
     """
-    found = _find_weights(Path(folder))
+    folder = Path(folder)
+    found = folder if folder.is_file() else _find_weights(folder, names, variant)
     weight_map = _read_index(found) if found.suffix == ".json" else {}
     self.paths = [found.parent / name for name in sorted(set(weight_map.values()))] or [found]
     self.tensors = [info for path in self.paths for info in _headers(path)]
@@ -84,11 +90,20 @@ def read_config(folder: Path) -> dict:
   return checkpoints.read_json(folder / "config.json")
 
 
-def _find_weights(folder: Path) -> Path:
-  for name in _WEIGHTS:
+def _find_weights(folder: Path, names: tuple[tuple[str, str], ...], variant: str | None) -> Path:
+  dot = f".{variant}" if variant else ""
+  looked_for = [name for stem, suffix in names for name in (f"{stem}{dot}{suffix}", f"{stem}{suffix}.index{dot}.json")]
+  for name in looked_for:
     if (folder / name).is_file():
       return folder / name
-  raise UserError(f"{folder} has no weights: looked for {', '.join(_WEIGHTS)}")
+  matches = (
+    re.fullmatch(rf"{re.escape(stem)}\.(\w+){re.escape(suffix)}", path.name)
+    for path in folder.glob("*")
+    for stem, suffix in names
+  )
+  held = {match[1] for match in matches if match}
+  hint = f"; it has the variants {sorted(held)}, which variant= asks for" if held - {variant} else ""
+  raise UserError(f"{folder} has no weights: looked for {', '.join(looked_for)}{hint}")
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -164,6 +179,10 @@ def _load_torch(path: Path) -> dict:
   except (RuntimeError, EOFError, OSError) as error:
     reason = str(error).split("\n")[0] or type(error).__name__
     raise UserError(f"{path} ({path.stat().st_size} bytes) is cut short or damaged: {reason}") from None
+  if path.suffix == ".ckpt" and isinstance(state, dict):
+    # What a trainer keeps beside it is none of the model.
+    state = state.get("state_dict", state)
+    state = {name: x for name, x in state.items() if isinstance(x, torch.Tensor)}
   if not isinstance(state, dict) or not all(isinstance(x, torch.Tensor) for x in state.values()):
     raise UserError(f"{path} is not a plain dictionary of tensors; save model.state_dict() alone")
   return state
@@ -175,6 +194,7 @@ def write_folder(
   config: dict,
   tokenizer_from: Path | str | None = None,
   max_shard_bytes: int = 5 * 10**9,
+  stem: str = "model",
 ) -> None:
   """Writes a Hub folder; it appears complete or not at all.
 
@@ -184,13 +204,14 @@ def write_folder(
     config: what becomes config.json.
     tokenizer_from: a folder whose tokenizer files are copied as they are; None copies none.
     max_shard_bytes: size above which the weights are split into files of at most this size with an index.
+    stem: what weight files are called.
 
   Raises:
     UserError: the folder exists and is not empty.
   """
   with checkpoints.new_folder(folder) as inside:
-    _write_shards(inside, tensors, max_shard_bytes)
-    _write_json(inside / "config.json", config)
+    _write_shards(inside, tensors, max_shard_bytes, stem)
+    write_json(inside / "config.json", config)
     checkpoints.copy_tokenizer(tokenizer_from, inside)
 
 
@@ -208,11 +229,11 @@ def write_parts(
   with checkpoints.new_folder(folder) as inside:
     for i, tensors in enumerate(parts):
       write_folder(inside / f"part_{i}", tensors, config, None, max_shard_bytes)
-    _write_json(inside / "config.json", config)
+    write_json(inside / "config.json", config)
     checkpoints.copy_tokenizer(tokenizer_from, inside)
 
 
-def _write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int) -> None:
+def _write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int, stem: str) -> None:
   from safetensors.numpy import save_file
 
   shards: list[list[str]] = []
@@ -232,18 +253,19 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_s
     total += array.nbytes
   flush()
   if len(shards) == 1:
-    (folder / "0.part").rename(folder / "model.safetensors")
+    (folder / "0.part").rename(folder / f"{stem}.safetensors")
     return
   weight_map = {}
   for i, names in enumerate(shards):
-    file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+    file = f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors"
     (folder / f"{i}.part").rename(folder / file)
     weight_map.update(dict.fromkeys(names, file))
-  _write_json(
-    folder / "model.safetensors.index.json",
+  write_json(
+    folder / f"{stem}.safetensors.index.json",
     {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
   )
 
 
-def _write_json(path: Path, value: dict) -> None:
+def write_json(path: Path, value: dict) -> None:
+  """Writes a JSON file as the Hub has them: indented, in UTF-8."""
   path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

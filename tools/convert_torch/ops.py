@@ -107,3 +107,14 @@ def fused_by_head(op: Op, part: int, parts: int) -> Op:
     return np.stack(heads, axis=1).reshape(-1, *pieces[0].shape[1:])
 
   return Op(load, op.save, part, parts, join=join)
+
+
+# Convolutions over images: [o, i, height, width] <-> [height, width, i, o].
+convolution = Op(lambda x, config: x.transpose(2, 3, 1, 0), lambda x, config: x.transpose(3, 2, 0, 1))
+# Those that see one pixel are linear maps: [o, i, 1, 1] <-> [i, o].
+pixelwise = Op(lambda x, config: x[:, :, 0, 0].T, lambda x, config: x.T[:, :, None, None])
+
+
+def of_config(op: Op, config) -> Op:
+  """`op` with this config, whatever config the model has."""
+  return Op(lambda x, _: op.load(x, config), lambda x, _: op.save(x, config))

@@ -44,13 +44,20 @@ def tokenizer_folder(path: Path) -> Iterator[Path]:
     yield Path(made)
 
 
-def open_source(path: Path) -> tuple[dict, Callable[[Table], io.WeightFiles | PartFiles | GgufFile]]:
-  """What config.json says or would say, and what opens the weights, given their family's table."""
+def open_source(
+  path: Path, variant: str | None = None
+) -> tuple[dict, Callable[[Table], io.WeightFiles | PartFiles | GgufFile]]:
+  """What config.json says or would say, and what opens the weights, given their family's table.
+
+  Args:
+    path: the source.
+    variant: of a Hub folder's files, see `io.WeightFiles`.
+  """
   if is_gguf(path):
     file = GgufFile(path)
     return file.config, lambda table: file
   if not part_folders(path):
-    return io.read_config(path), lambda table: io.WeightFiles(path)
+    return io.read_config(path), lambda table: io.WeightFiles(path, variant=variant)
   # It is in every part, and need not be beside them.
   config = path if (path / "config.json").is_file() else path / "part_0"
   return io.read_config(config), lambda table: PartFiles(path, table)

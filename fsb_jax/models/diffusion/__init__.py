@@ -5,6 +5,13 @@ Images and latents are `[batch, height, width, channels]`.
 
 from fsb_jax.models.diffusion.autoencoder import Autoencoder
 from fsb_jax.models.diffusion.config import AutoencoderConfig, UNetConfig
+from fsb_jax.models.diffusion.hub_config import (
+  autoencoder_config_from_hf,
+  autoencoder_config_to_hf,
+  unet_config_from_hf,
+  unet_config_to_hf,
+)
+from fsb_jax.models.diffusion.initialise import abstract_params, dummy_inputs
 from fsb_jax.models.diffusion.tiling import decode_sliced, decode_tiled
 from fsb_jax.models.diffusion.unet import UNet, embed_numbers
 
@@ -13,7 +20,13 @@ __all__ = [
   "AutoencoderConfig",
   "UNet",
   "UNetConfig",
+  "abstract_params",
+  "autoencoder_config_from_hf",
+  "autoencoder_config_to_hf",
   "decode_sliced",
   "decode_tiled",
+  "dummy_inputs",
   "embed_numbers",
+  "unet_config_from_hf",
+  "unet_config_to_hf",
 ]

@@ -32,6 +32,7 @@ class UNetConfig:
     frequency_shift: taken from the number of frequencies in those embeddings' exponents.
     added_number_dim: width of the embedding of every number in `added_time_ids`; None where nothing is added to time.
     added_dim: width of the pooled text and those embeddings together.
+    sample_size: height and width of the latents it was trained on.
     dropout: in ResNets, and on the branches of transformers.
     initializer_range: standard deviation of freshly drawn kernels.
   """
@@ -53,6 +54,7 @@ class UNetConfig:
   frequency_shift: float = 0.0
   added_number_dim: int | None = None
   added_dim: int | None = None
+  sample_size: int = 64
   dropout: float = 0.0
   initializer_range: float = 0.02
   run: Run = Run()
@@ -66,11 +68,6 @@ class UNetConfig:
   def time_dim(self) -> int:
     """Width of the embedded time."""
     return 4 * self.channels[0]
-
-  @property
-  def added_numbers(self) -> int:
-    """How many numbers `added_time_ids` has: 6, of an image's and its cut's sizes; 5 in SDXL's refiner."""
-    return self.added_dim // self.added_number_dim if self.added_number_dim else 0
 
   def transformer(self, level: int) -> TransformerConfig | None:
     """The transformers of a level; None where it has none."""

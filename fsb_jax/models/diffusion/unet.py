@@ -160,7 +160,7 @@ class UNet(nn.Module):
     Args:
       timesteps: numbers, `[batch]`; or `[steps, 1]` for all steps at once.
       added_text_embeds: pooled text, `[batch, width]`, where the config adds to time.
-      added_time_ids: numbers, `[batch, added_numbers]`, where the config adds to time.
+      added_time_ids: numbers, `[batch, numbers]` (6 in SDXL), where the config adds to time.
 
     Returns:
       `[batch, time_dim]`, or `[steps, batch or 1, time_dim]`: a `time_embedding` of `__call__`, or one for every step.
