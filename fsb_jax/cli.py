@@ -110,11 +110,16 @@ def infer(
 
 @app.command()
 def predict(
-  task: Annotated[str, typer.Argument(help="What to do: text_classification.")],
+  task: Annotated[str, typer.Argument(help="text_classification or zero_shot_image_classification.")],
   model: Annotated[str, typer.Option(help="A training run's folder, a converted folder, or a Hub folder or id.")],
-  text: Annotated[list[str] | None, typer.Option(help="A text, or a pair 'one[SEP]two'; repeatable.")] = None,
+  text: Annotated[
+    list[str] | None, typer.Option(help="A text, a pair 'one[SEP]two', or an image's path; repeatable."),
+  ] = None,
   input_file: Annotated[Path | None, typer.Option("--input", help="A text per line.")] = None,
   output_file: Annotated[Path | None, typer.Option("--output", help="JSON lines go there instead.")] = None,
+  option: Annotated[
+    list[str] | None, typer.Option(help="Of the pipeline, as NAME=VALUE: labels=猫,狗, image_model=..., ...")
+  ] = None,
 ) -> None:
   """Predict from the shell.
 
@@ -124,7 +129,8 @@ def predict(
   _cache_compilations()
   from fsb_jax.pipelines import predict_lines
 
-  predict_lines(task, model, text or [], input_file, output_file)
+  options = dict(map(_named_value, option or []))
+  predict_lines(task, model, text or [], input_file, output_file, **options)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from fsb_jax.encodings.conversations import (
 )
 from fsb_jax.encodings.documents import encode_documents
 from fsb_jax.encodings.extraction_scores import cell_scores, entity_scores, event_scores, relation_scores
+from fsb_jax.encodings.images import ImageForm, encode_images, image_form, load_image
 from fsb_jax.encodings.masking import IGNORED, asked_positions, mask_words
 from fsb_jax.encodings.ngrams import NgramForm, NgramLexicon, encode_ngrams, read_ngrams
 from fsb_jax.encodings.pairs import encode_pairs
@@ -42,6 +43,7 @@ __all__ = [
   "TEMPLATES",
   "Answer",
   "Entity",
+  "ImageForm",
   "NgramForm",
   "NgramLexicon",
   "Prompt",
@@ -60,6 +62,7 @@ __all__ = [
   "decode_uniex",
   "encode_characters",
   "encode_documents",
+  "encode_images",
   "encode_ngrams",
   "encode_pairs",
   "encode_tcbert",
@@ -76,7 +79,9 @@ __all__ = [
   "entity_scores",
   "event_scores",
   "given_spans",
+  "image_form",
   "label_names",
+  "load_image",
   "load_tokenizer",
   "mask_unimc",
   "mask_words",

@@ -10,6 +10,9 @@ Nothing here reads files or imports torch, transformers or TensorFlow.
 # What decoders keep of the tokens they have read.
 from fsb_jax.models.cache import Cache, cache_bytes, new_cache
 
+# Texts and images.
+from fsb_jax.models.clip import ClipConfig, ClipModel, ClipTextConfig, ClipTextModel
+
 # Configuration.
 from fsb_jax.models.config import DecoderSpec, Dropout, HeadSizes, Run, TransformerConfig
 
@@ -35,6 +38,7 @@ from fsb_jax.models.masks import Mask
 from fsb_jax.models.outputs import (
   BaseOutput,
   BiaffineOutput,
+  ClipOutput,
   CrfOutput,
   MaskedLMOutput,
   MultipleChoiceOutput,
@@ -50,13 +54,19 @@ from fsb_jax.models.positions import LearnedPositions
 from fsb_jax.models.readouts import cosine_similarity, option_logits, option_probabilities, pool
 
 # Families.
-from fsb_jax.models.registry import Family, all_families, build, family, family_of_hub_config, sized
+from fsb_jax.models.registry import Family, all_families, build, family, family_of_hub_config, sized, updated
+from fsb_jax.models.vision import VisionConfig, VisionModel
 
 __all__ = [
   "HEADS",
   "BaseOutput",
   "BiaffineOutput",
   "Cache",
+  "ClipConfig",
+  "ClipModel",
+  "ClipOutput",
+  "ClipTextConfig",
+  "ClipTextModel",
   "CrfOutput",
   "DecoderModel",
   "DecoderSpec",
@@ -78,6 +88,8 @@ __all__ = [
   "TCBertOutput",
   "TokenClassificationOutput",
   "TransformerConfig",
+  "VisionConfig",
+  "VisionModel",
   "abstract_params",
   "all_families",
   "build",
@@ -100,4 +112,5 @@ __all__ = [
   "resize_vocabulary",
   "sized",
   "unflatten",
+  "updated",
 ]

@@ -27,7 +27,9 @@ def input_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def dummy_ids(model: nn.Module) -> jax.Array:
-  """The smallest `input_ids` the model takes."""
+  """The smallest first argument the model takes: `input_ids`, unless it has a `dummy_input` of its own."""
+  if hasattr(model, "dummy_input"):
+    return model.dummy_input()
   return jnp.zeros((1, 1, 8) if getattr(model.head, "takes_choices", False) else (1, 8), jnp.int32)
 
 

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 # In the backward pass recomputed from its argument: cheap, where autodiff would keep three arrays of the MLP's width.
 _gelu = jax.checkpoint(functools.partial(nn.gelu, approximate=False), prevent_cse=False)
 _gelu_new = jax.checkpoint(functools.partial(nn.gelu, approximate=True), prevent_cse=False)
+_quick_gelu = jax.checkpoint(lambda x: x * nn.sigmoid(1.702 * x), prevent_cse=False)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu": _gelu,
   "gelu_new": _gelu_new,
   "linear": lambda x: x,
+  "quick_gelu": _quick_gelu,
   "relu": nn.relu,
   "silu": nn.silu,
   "tanh": jnp.tanh,

@@ -176,3 +176,40 @@ class BiaffineOutput(Output):
   """`span_logits` `[batch, start, end, labels]`: of the span from one token to another, both in it."""
 
   span_logits: jax.Array
+
+
+@struct.dataclass
+class ClipTextOutput(Output):
+  """`text_embeds` `[batch, projection]`, not of length one; `last_hidden_state` `[batch, length, embed]`."""
+
+  text_embeds: jax.Array
+  last_hidden_state: jax.Array
+
+
+@struct.dataclass
+class ClipVisionOutput(Output):
+  """`image_embeds` `[batch, projection]`, not of length one; `last_hidden_state` `[batch, patches + 1, embed]`."""
+
+  image_embeds: jax.Array
+  last_hidden_state: jax.Array
+
+
+@struct.dataclass
+class ClipOutput(Output):
+  """How alike texts and images are, in at least float32.
+
+  Attributes:
+    logits_per_image: `[images, texts]`, cosines times the scale.
+    logits_per_text: `[texts, images]`, the same.
+    text_embeds: `[texts, projection]`, of length one.
+    image_embeds: `[images, projection]`, of length one.
+    text_model_output: of the text tower, before the projection; hidden states and attentions are here.
+    vision_model_output: of the image tower, the same.
+  """
+
+  logits_per_image: jax.Array
+  logits_per_text: jax.Array
+  text_embeds: jax.Array
+  image_embeds: jax.Array
+  text_model_output: BaseOutput
+  vision_model_output: BaseOutput

@@ -48,10 +48,11 @@ def cosine_similarity(one: jax.Array, other: jax.Array) -> jax.Array:
 
   As in `torch.nn.CosineSimilarity`, a norm counts as at least 1e-8.
   """
-  return _unit(one) @ _unit(other).T
+  return unit_vectors(one) @ unit_vectors(other).T
 
 
-def _unit(vectors: jax.Array) -> jax.Array:
+def unit_vectors(vectors: jax.Array) -> jax.Array:
+  """Vectors `[..., embed]` divided by their lengths, which count as at least 1e-8."""
   # Not max(norm, 1e-8): the gradient of a norm of zero is no number.
   squared = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
   return vectors * jax.lax.rsqrt(jnp.maximum(squared, 1e-16))

@@ -77,6 +77,7 @@ _CLASS_SUFFIX = {
   "causal_lm": "ForCausalLM",
   "conditional_generation": "ForConditionalGeneration",
   "encoder": "EncoderModel",
+  "projection": "ModelWithProjection",
   "lm": "LMHeadModel",
   "next_sentence": "ForNextSentencePrediction",
   "sequence_classification": "ForSequenceClassification",
@@ -127,6 +128,14 @@ def family_of_hub_config(hf: Mapping) -> Family:
   # The original's T5 is written in capitals.
   known = ", ".join(sorted({f.model_type for f in all_families().values()}, key=str.lower))
   raise UserError(f"config.json says model_type {model_type!r}, which fsb_jax does not know; known: {known}")
+
+
+def updated(hf_config: Mapping, fields: Mapping) -> dict:
+  """A Hub config with other values of some fields; what `fields` does not name stays, in nested configs too."""
+  nested = {
+    name: updated(hf_config.get(name) or {}, value) for name, value in fields.items() if name.endswith("_config")
+  }
+  return {**hf_config, **fields, **nested}
 
 
 def sized(family_name: str, size: str, **run) -> TransformerConfig:

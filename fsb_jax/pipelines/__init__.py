@@ -10,15 +10,18 @@ from typing import Any
 from fsb_jax.errors import UserError
 
 _PIPELINES = {
-  "text_classification": "TextClassification", "text_generation": "TextGeneration", "text_to_image": "TextToImage",
-}  # fmt: skip
+  "text_classification": "TextClassification",
+  "text_generation": "TextGeneration",
+  "text_to_image": "TextToImage",
+  "zero_shot_image_classification": "ZeroShotImageClassification",
+}
 
 
 def pipeline(task: str, model: str | Path, **options: Any):
-  """A callable that answers for `task` ("text_classification", "text_generation", "text_to_image") with a model.
+  """A callable that answers for a task with a model.
 
   Args:
-    task: name of the pipeline.
+    task: "text_classification", "text_generation", "text_to_image" or "zero_shot_image_classification".
     model: a training run's folder, a converted folder, or a Hub folder or id.
     **options: of the pipeline's class.
 
@@ -31,9 +34,12 @@ def pipeline(task: str, model: str | Path, **options: Any):
 
 
 def predict_lines(
-  task: str, model: str, texts: Sequence[str], input_file: Path | None, output_file: Path | None
+  task: str, model: str, texts: Sequence[str], input_file: Path | None, output_file: Path | None, **options: Any
 ) -> None:
-  """Answers for texts and for the lines of a file, as JSON lines on standard output or in a file."""
+  """Answers for texts (or paths of images) and for the lines of a file, as JSON lines on standard output or in a file.
+
+  `options` are those of the pipeline.
+  """
   if not texts and input_file is None:
     raise UserError("nothing to predict: give --text or --input FILE")
   if output_file is not None and (output_file.exists() or not output_file.absolute().parent.is_dir()):
@@ -45,9 +51,15 @@ def predict_lines(
       texts += input_file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
       raise UserError(f"--input {input_file} cannot be read as UTF-8 text: {error}") from error
-  answers = pipeline(task, model)(texts)
+  try:
+    answer = pipeline(task, model, **options)
+  except TypeError as error:
+    if "unexpected keyword argument" not in str(error):
+      raise
+    raise UserError(f"{task} has no option {str(error).rpartition(' ')[2]}; see the documentation of its class") from error
+  answers = answer(texts)
   lines = "".join(
-    json.dumps({"text": text, **answer}, ensure_ascii=False) + "\n" for text, answer in zip(texts, answers)
+    json.dumps({"text": text, **found}, ensure_ascii=False) + "\n" for text, found in zip(texts, answers)
   )
   if output_file is None:
     sys.stdout.write(lines)

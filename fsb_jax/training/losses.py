@@ -14,64 +14,14 @@ import jax.numpy as jnp
 
 from fsb_jax.encodings import IGNORED
 from fsb_jax.errors import UserError
-from fsb_jax.models import cosine_similarity, option_logits, pool
+from fsb_jax.models import option_logits
 from fsb_jax.models.crf import crf_log_likelihood
-from fsb_jax.models.layers import at_least_float32
+from fsb_jax.training import contrastive_losses as contrastive
 from fsb_jax.training import extraction_losses as extraction
+from fsb_jax.training.cross_entropy import cross_entropy, focal_weight, symmetric_divergence
 
 Batch = Mapping[str, jax.Array]
 Terms = dict[str, jax.Array]
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-  """-log softmax(logits)[labels] in at least float32.
-
-  Args:
-    logits: `[..., classes]`; a class whose logit is -inf is none (rows that pad a vocabulary).
-    labels: int `[...]`, all valid.
-    label_smoothing: share of the label's probability that is spread evenly over all classes, the label's own
-      included (Szegedy et al. 2015, https://arxiv.org/abs/1512.00567; as in `torch.nn.CrossEntropyLoss`).
-
-  Returns:
-    `[...]`.
-  """
-  logits = logits.astype(at_least_float32(logits.dtype))
-  # First, and not within the logsumexp alone: a small loss is no difference of two large numbers then.
-  logits = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-  total = jax.nn.logsumexp(logits, axis=-1)
-  # Not taken by index: the gradient of that is a scatter into an array of zeros as large as the logits.
-  chosen = jnp.arange(logits.shape[-1]) == labels[..., None]
-  loss = total - jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
-  if not label_smoothing:
-    return loss
-  real = ~jnp.isneginf(logits)
-  mean = jnp.sum(jnp.where(real, logits, 0), axis=-1) / jnp.sum(real, axis=-1)
-  return (1 - label_smoothing) * loss + label_smoothing * (total - mean)
-
-
-def focal_weight(logits: jax.Array, labels: jax.Array, gamma: float) -> jax.Array:
-  """(1 - p) ** gamma of the labels' probabilities: little where the model is sure already.
-
-  Lin et al. 2017, https://arxiv.org/abs/1708.02002, equation 4; the gradient goes through it.
-
-  Args:
-    logits: as in `cross_entropy`.
-    labels: int `[...]`, all valid.
-    gamma: how strongly; 0 for not at all.
-
-  Returns:
-    `[...]`.
-  """
-  return (-jnp.expm1(-cross_entropy(logits, labels))) ** gamma
-
-
-def symmetric_divergence(one: jax.Array, other: jax.Array) -> jax.Array:
-  """(KL(p‖q) + KL(q‖p)) / 2 of softmax(one) and softmax(other), `[..., classes]` to `[...]`, in at least float32."""
-  dtype = at_least_float32(jnp.promote_types(one.dtype, other.dtype))
-  log_p, log_q = (jax.nn.log_softmax(logits.astype(dtype), axis=-1) for logits in (one, other))
-  # Of a class that neither knows nothing is left; -inf - -inf would be no number.
-  difference = jnp.where(jnp.isneginf(log_p) & jnp.isneginf(log_q), 0, log_p - log_q)
-  return jnp.sum((jnp.exp(log_p) - jnp.exp(log_q)) * difference, axis=-1) / 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,30 +140,6 @@ def _option_losses(outputs: Any, batch: Batch) -> jax.Array:
   return cross_entropy(logits, jnp.maximum(batch["option_label"], 0))
 
 
-def _pair_counts(batch: Batch) -> jax.Array:
-  """Weight `[batch]` of every pair at its first row: that of its second; UserError on an odd number of rows."""
-  if len(batch["input_ids"]) % 2:
-    raise UserError("a batch of pairs has an even number of rows, and so has every microbatch of it")
-  pairs = len(batch["input_ids"]) // 2
-  return jnp.concatenate([_row_weights(batch)[pairs:], jnp.zeros(pairs)])
-
-
-def _pair_losses(outputs: Any, batch: Batch, temperature: float = 0.05) -> jax.Array:
-  """Which text of the second half says the same as each of the first? At the first half's rows, `[batch]`.
-
-  -log softmax(cos(h_i, h'_j) / temperature)[i] (Gao et al. 2021, https://arxiv.org/abs/2104.08821, equation 1).
-  """
-  texts = pool(outputs, batch.get("attention_mask"))
-  pairs = len(texts) // 2
-  cosines = cosine_similarity(texts[:pairs], texts[pairs:]) / temperature
-  # Rows that fill the batch up are no answer.
-  cosines = jnp.where(_row_weights(batch)[pairs:] > 0, cosines, -jnp.inf)
-  losses = cross_entropy(cosines, jnp.arange(pairs))
-  return jnp.concatenate([losses, jnp.zeros_like(losses)])
-
-
-def _row_weights(batch: Batch) -> jax.Array:
-  return batch["weights"] if "weights" in batch else jnp.ones(len(batch["input_ids"]))
 def with_focal(objective: Objective, gamma: float) -> Objective:
   """The objective with every cross-entropy multiplied by `focal_weight`.
 
@@ -275,6 +201,13 @@ def _position(name: str) -> Callable[[Batch], jax.Array]:
 def _all_of(cells: Callable[[Batch], jax.Array]) -> Callable[[Batch], jax.Array]:
   """Counts of a mean over as many values as an array of the batch has."""
   return lambda batch: jnp.ones(cells(batch).shape)
+
+
+def _every_row(batch: Batch) -> jax.Array:
+  """Counts of a mean over rows."""
+  return jnp.ones(len(batch["input_ids"]))
+
+
 def _of_text(name: str, mask: str = "attention_mask") -> Callable[[Batch], jax.Array]:
   """Labels where `mask` is 1; the others are ignored."""
   return lambda batch: jnp.where(batch[mask] == 1, batch[name], IGNORED)
@@ -348,7 +281,14 @@ OBJECTIVES: dict[str, Objective] = {
   ),
   # Of the encoder alone: row i and row i + batch / 2 are a pair, for SimCSE the same text under two dropouts. They stay
   # together in interleaved microbatches, as long as those divide the half.
-  "contrastive": Objective((Term("pairs", _pair_losses, _pair_counts),)),
+  "contrastive": Objective((Term("pairs", contrastive.pair_losses, contrastive.pair_counts),)),
+  # Row i is a text and its image; the temperature is the model's.
+  "clip": Objective(
+    (
+      Term("texts", contrastive.text_losses, _every_row, 0.5),
+      Term("images", contrastive.image_losses, _every_row, 0.5),
+    )
+  ),
   "next_sentence": Objective((ClassTerm("next_sentence", lambda outputs: outputs.logits, _label("labels")),)),
   "pretraining": Objective(
     (

@@ -107,7 +107,8 @@ def start_from(
   if dropout_rate is not None:
     config = dataclasses.replace(config, dropout=models.Dropout(hidden=dropout_rate, attention=dropout_rate))
   family = models.family(metadata.family)
-  hf_config = {**hf_config, **family.config_to_hf(config), "architectures": [family.architecture(metadata.head)]}
+  hf_config = models.updated(hf_config, family.config_to_hf(config))
+  hf_config["architectures"] = [family.architecture(metadata.head)]
   built = models.build(metadata.family, config, metadata.head, metadata.num_labels)
   if label_names is not None:
     if params is not None and metadata.label_names not in (None, tuple(label_names)):

@@ -90,11 +90,14 @@ ORIGINALS = {
 }
 # Those that write, see test_original_decoders.py.
 ORIGINAL_DECODERS = ("deltalm", "megatron_t5", "transfo_xl")
-FAMILIES = tuple(name for name in models.all_families() if name not in (*ORIGINALS, *ORIGINAL_DECODERS))
+# Those that read images, see tiny_clip.py.
+CLIPS = ("clip", "clip_text", "clip_vision", "taiyi_clip")
+FAMILIES = tuple(name for name in models.all_families() if name not in (*ORIGINALS, *ORIGINAL_DECODERS, *CLIPS))
 # The language model's head.
 LM = {
   name: next(x for x in ("masked_lm", "lm", "causal_lm", "conditional_generation") if x in family.heads)
   for name, family in models.all_families().items()
+  if name not in CLIPS
 }
 # Those that go on with a text, and those that read one and write another.
 DECODERS = tuple(name for name, family in models.all_families().items() if family.model is DecoderModel)

@@ -191,7 +191,7 @@ def test_levers_equal_one_device(batch):
 
 
 @pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2, "sequence": 2}, {"tensor": 8}, {"sequence": 8}], ids=str)
-@pytest.mark.parametrize("family", [name for name, family in models.all_families().items() if "tiny" in family.sizes])
+@pytest.mark.parametrize("family", [name for name in LM if "tiny" in models.family(name).sizes])
 @pytest.mark.slow
 def test_every_family_equals_one_device(family, mesh, batch):
   partitioner = Partitioner(mesh)

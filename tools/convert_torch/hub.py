@@ -169,7 +169,7 @@ def open_hub(
   files = open_weights(weights)
   if weights.keeps_apart and config.tie_embeddings and engine.ties_what_differs(weights, files):
     config = dataclasses.replace(config, tie_embeddings=False)
-    hf_config = {**hf_config, **family.config_to_hf(config)}
+    hf_config = models.updated(hf_config, family.config_to_hf(config))
   own_head = _own_head(family, hf_config, required=head is None)
   own_labels, label_names = read_labels(hf_config)
   head = head or own_head
@@ -243,9 +243,8 @@ def save_hub_folder(
   if _FIXED_LABELS.get(head, num_labels) != num_labels:
     num_labels, label_names = _FIXED_LABELS[head], None
   new_config = {
-    **hf_config,
+    **models.updated(hf_config, chosen.config_to_hf(config)),
     "model_type": chosen.model_type,
-    **chosen.config_to_hf(config),
     "architectures": [chosen.architecture(head)],
     "dtype": dtype,
     **{name: getattr(config.head_sizes, name) for name in getattr(model.head, "sizes", ())},

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -17,6 +18,8 @@ from fsb_jax.errors import UserError
 # float64 result by up to about 1e-5 of that.
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
 
+# Version 5 of transformers puts the projected vectors there; they are compared at length one.
+_OTHERWISE = ("text_model_output.pooler_output", "vision_model_output.pooler_output")
 _BATCH, _LENGTH = 4, 32
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 _SENTENCES = (
@@ -96,9 +99,11 @@ def verify(
 def random_inputs(ours: hub.HubModel, seed: int) -> dict[str, np.ndarray]:
   """Random ids with rows of several lengths: `input_ids`, `attention_mask`, `token_type_ids` `[batch, length]`.
 
-  A model with a decoder has it write random `decoder_input_ids`, too.
+  A model with a decoder has it write random `decoder_input_ids`, too; one that reads images has random `pixel_values`.
   """
   config, random = ours.config, np.random.default_rng(seed)
+  if not config.vocab_size:
+    return _completed(ours, {}, seed)
   length = min(_LENGTH, getattr(config.positions, "usable_length", _LENGTH))
   lengths = np.array([length, max(1, length // 2), min(3, length), max(1, length - 1)])
   mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
@@ -130,8 +135,14 @@ def _sentence_inputs(hub_folder: Path, ours: hub.HubModel) -> dict[str, np.ndarr
 
 
 def _completed(ours: hub.HubModel, inputs: dict[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
-  """With global tokens and a written text where there are such, and folded into choices where the head takes them."""
-  decoder = ours.config.decoder
+  """With all that goes with a text, where the model reads such, and folded into choices where the head takes them."""
+  decoder, vision = ours.config.decoder, getattr(ours.config, "vision_config", None)
+  if vision is not None:
+    size = (_BATCH, vision.image_size, vision.image_size, vision.channels)
+    inputs["pixel_values"] = np.random.default_rng(seed).normal(size=size)
+  if getattr(ours.config, "end_token_id", None) is not None:
+    # Where a text is read; without one it would be at the first token, whatever the text.
+    inputs["input_ids"][np.arange(_BATCH), inputs["attention_mask"].sum(axis=1) - 1] = ours.config.end_token_id
   if decoder is not None and ours.head == "sequence_classification":
     # transformers wants as many end tokens in every row.
     real, end = inputs["attention_mask"].sum(axis=1), decoder.end_token_id
@@ -145,7 +156,7 @@ def _completed(ours: hub.HubModel, inputs: dict[str, np.ndarray], seed: int = 0)
     inputs["global_attention_mask"] = np.zeros_like(inputs["input_ids"])
     inputs["global_attention_mask"][:, 0] = 1
   model = models.build(ours.family, ours.config, ours.head, ours.num_labels)
-  if models.dummy_ids(model).ndim == 2:
+  if not getattr(model.head, "takes_choices", False):
     return inputs
   return {name: x.reshape(_BATCH // 2, 2, -1) for name, x in inputs.items()}
 
@@ -188,12 +199,26 @@ def _run_torch(hub_folder: Path, ours: hub.HubModel, inputs: dict, dtype: str) -
     if "use_cache" in inspect.signature(model.forward).parameters:
       options["use_cache"] = False  # what the next token would be given
     for kind, arrays in inputs.items():
-      result = model(**{name: torch.from_numpy(x).long() for name, x in arrays.items()}, **options)
-      outputs[kind] = {
-        name: np.stack([x.numpy() for x in value]) if isinstance(value, tuple) else value.numpy()
-        for name, value in result.items()
-      }
+      result = model(**{name: _tensor(x, model.dtype) for name, x in arrays.items()}, **options)
+      outputs[kind] = {name: x for name, x in _by_name(result) if name not in _OTHERWISE}
   return outputs, sorted(lacking)
+
+
+def _tensor(array: np.ndarray, dtype):
+  """Ids as they are, pixels with their channels first."""
+  torch = _torch()
+  if np.issubdtype(array.dtype, np.floating):
+    return torch.from_numpy(array).movedim(-1, 1).to(dtype)
+  return torch.from_numpy(array).long()
+
+
+def _by_name(outputs: Mapping, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+  """(name, array) of what a model of either kind returned, of outputs in it too; those by layer are stacked."""
+  for name, value in outputs.items():
+    if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
+      yield from _by_name(value if isinstance(value, Mapping) else vars(value), f"{prefix}{name}.")
+    elif value is not None:
+      yield prefix + name, np.asarray(value) if not isinstance(value, tuple) else np.stack([np.asarray(x) for x in value])
 
 
 def _run_ours(ours: hub.HubModel, inputs: dict, dtype: str) -> dict:
@@ -206,8 +231,7 @@ def _run_ours(ours: hub.HubModel, inputs: dict, dtype: str) -> dict:
     outputs = {}
     for kind, arrays in inputs.items():
       result = apply(params, arrays)
-      fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
-      outputs[kind] = {name: np.asarray(value) for name, value in fields.items() if value is not None}
+      outputs[kind] = dict(_by_name(vars(result)))
   return outputs
 
 

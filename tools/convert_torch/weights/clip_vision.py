@@ -1,0 +1,15 @@
+"""CLIP's image tower: https://github.com/huggingface/transformers, models/clip/modeling_clip.py."""
+
+from convert_torch.ops import linear
+from convert_torch.weights import Row, Table
+from convert_torch.weights._bert_form import BUFFERS
+from convert_torch.weights._clip_form import vision_tower
+
+TABLE = Table(
+  prefix="",
+  rows=(*vision_tower(), Row("head/visual_projection/kernel", "visual_projection.weight", linear)),
+  ignore=BUFFERS,
+  # Version 5 of transformers calls them so in its class, though not in its files.
+  rename=((r"^(embeddings|encoder|pre_layrnorm|post_layernorm)\.", r"vision_model.\1."),),
+  float64_in_transformers=False,
+)
