@@ -79,9 +79,8 @@ class _Programs:
     scaling, shift = autoencoder.config.scaling_factor, autoencoder.config.shift_factor
 
     def prepare(params, timesteps, conditioning):
-      times = unet.apply(
-        {"params": params}, timesteps[:, None], conditioning.text_embeds, conditioning.time_ids, method="time_embeddings"
-      )
+      added = conditioning.text_embeds, conditioning.time_ids
+      times = unet.apply({"params": params}, timesteps[:, None], *added, method="time_embeddings")
       texts = unet.apply({"params": params}, conditioning.hidden_states, method="text_keys_values")
       return times, texts
 
@@ -114,7 +113,7 @@ class _Programs:
 
     self.prepare, self.encode, self.decode = jit(prepare), jit(encode), jit(decode)
     self.step = jit(one_step, donate_argnums=1)
-    self.noise = jit(_noise, static_argnums=2)
+    self.noise = jit(seeded_noise, static_argnums=2)
 
 
 @functools.lru_cache(maxsize=8)
@@ -122,8 +121,8 @@ def _programs(unet: nn.Module, autoencoder: nn.Module, partitioner: Partitioner 
   return _Programs(unet, autoencoder, partitioner)
 
 
-def _noise(seeds: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Noise `[rows, *shape]` whose rows depend on their own seed alone."""
+def seeded_noise(seeds: jax.Array, index: Any, shape: tuple[int, ...]) -> jax.Array:
+  """Standard normal noise `[rows, *shape]` of step `index`; a row depends on its own seed alone."""
   return jax.vmap(lambda seed: jax.random.normal(jax.random.fold_in(jax.random.key(seed), index), shape))(seeds)
 
 
