@@ -155,6 +155,7 @@ OPTIONS = [
   ("dpm++", 20, {"use_karras_sigmas": True}),
   ("dpm++", 9, {"use_karras_sigmas": True, "beta_schedule": "squaredcos_cap_v2"}),
   ("dpm++", 20, {"final_sigmas_type": "sigma_min"}),
+  ("dpm++", 9, {"final_sigmas_type": "sigma_min"}),
   ("dpm++", 20, {"final_sigmas_type": "sigma_min", "euler_at_final": True}),
   ("dpm++", 9, {"final_sigmas_type": "sigma_min", "lower_order_final": False}),
   ("dpm++", 9, {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}),
