@@ -238,8 +238,8 @@ def _read_image(value: Any, name: str, mode: str) -> Image.Image:
 
 def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
   """One for every image."""
-  if seed is None or isinstance(seed, int):
-    first = secrets.randbelow(2**31) if seed is None else seed
+  if seed is None or np.ndim(seed) == 0:
+    first = secrets.randbelow(2**31) if seed is None else int(seed)
     seeds = list(range(first, first + count))
   else:
     seeds = list(seed)
