@@ -188,6 +188,43 @@ def generate(
   )  # fmt: skip
 
 
+@app.command()
+def draw(
+  model: Annotated[str, typer.Option(help="A folder in the layout of diffusers, or a Hub id.")],
+  prompt: Annotated[list[str] | None, typer.Option(help="What to draw; repeatable.")] = None,
+  negative: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
+  steps: Annotated[int, typer.Option(help="From noise to an image.")] = 50,
+  guidance: Annotated[float, typer.Option(help="How closely to follow the prompt.")] = 7.5,
+  size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; what the model was trained with.")] = None,
+  seed: Annotated[int | None, typer.Option(help="Of the first image; a random one if not given.")] = None,
+  count: Annotated[int, typer.Option(help="Images for every prompt.")] = 1,
+  scheduler: Annotated[
+    str | None, typer.Option(help="ddpm, ddim, pndm, euler, euler_ancestral or dpm++; the folder's own if not given.")
+  ] = None,
+  image: Annotated[Path | None, typer.Option(help="An image to begin with.")] = None,
+  mask: Annotated[Path | None, typer.Option(help="White where that image is drawn anew.")] = None,
+  strength: Annotated[float | None, typer.Option(help="How much of that image is lost, up to 1.")] = None,
+  ascii_punctuation: Annotated[
+    bool, typer.Option("--ascii-punctuation", help="Write full-width punctuation as ASCII: fewer watermarks.")
+  ] = False,
+  output: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("drawings"),
+) -> None:
+  """Draw images that prompts describe, or change images.
+
+  Example: fsb draw --model IDEA-CCNL/Taiyi-Stable-Diffusion-1B-Chinese-v0.1 --prompt 飞流直下三千尺,油画 --seed 1
+  """
+  _quiet()
+  _cache_compilations()
+  from fsb_jax.pipelines.drawing_files import draw_to_folder
+
+  paths = draw_to_folder(
+    model, prompt or [], output, size=size, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed,
+    images_per_prompt=count, scheduler=scheduler, image=image, mask=mask, strength=strength,
+    ascii_punctuation=ascii_punctuation,
+  )  # fmt: skip
+  print("\n".join(map(str, paths)))
+
+
 def _named_value(text: str) -> tuple[str, Any]:
   """NAME=VALUE, where the value is a number, a list, True or a word."""
   import ast

@@ -12,6 +12,7 @@ from fsb_jax.pipelines.lines import json_line, read_texts, require_new_file, wri
 _PIPELINES = {
   "text_classification": "TextClassification",
   "text_generation": "TextGeneration",
+  "text_to_image": "TextToImage",
   "zero_shot_image_classification": "ZeroShotImageClassification",
 }
 
@@ -20,7 +21,7 @@ def pipeline(task: str, model: str | Path, **options: Any):
   """A callable that answers for a task with a model.
 
   Args:
-    task: "text_classification", "text_generation" or "zero_shot_image_classification".
+    task: "text_classification", "text_generation", "text_to_image" or "zero_shot_image_classification".
     model: a training run's folder, a converted folder, or a Hub folder or id.
     **options: of the pipeline's class.
 
