@@ -66,6 +66,7 @@ def train(
   rules: Mapping[str, Any] | None = None,
   seed: int | Sequence[int] = 0,
   data_dir: str | None = None,
+  view: str | None = None,
   explain_partitioning: bool = False,
   profile: bool = False,
   config_text: str | None = None,
@@ -98,6 +99,8 @@ def train(
     rules: changes to the partitioning rules.
     seed: of data order, dropout and fresh weights. Several make one run each, in folders `seed-N` of `model_dir`.
     data_dir: where data lies; FSB_DATA_DIR if not given.
+    view: "unimc" makes a classification a question with options, which a masked language model learns to answer; None
+      leaves it one.
     explain_partitioning: print what is split over what.
     profile: write a trace of a few steps for TensorBoard.
     config_text: the gin configuration, kept as `config.gin` in the folder.
@@ -130,7 +133,7 @@ def train(
   tokenizer = find_tokenizer(tokenizer, folder if first_step else initial_checkpoint_path)
   loader, scored = _loaders(
     task, tokenizer, partitioner, batch_size, eval_batch_size or batch_size, seed=seed, buckets=buckets,
-    max_length=evaluation.longest_row(feature_lengths), data_dir=data_dir,
+    max_length=evaluation.longest_row(feature_lengths), data_dir=data_dir, view=view,
   )
   run = dataclasses.replace(run, vocab_multiple=partitioner.vocab_multiple)
   what = dict(model=model, tokenizer=tokenizer, head=loader.head, label_names=loader.label_names or None, run=run)
@@ -140,7 +143,7 @@ def train(
     start = start_from(checkpoint=initial_checkpoint_path, **what, dropout_rate=dropout_rate)
   for each in (loader, *scored.values()):
     require_positions(start.config, each.buckets[-1])
-  update = Update(start.model, OBJECTIVES[loader.head], optimizer, microbatches=microbatches, levers=levers)
+  update = Update(start.model, OBJECTIVES[loader.objective], optimizer, microbatches=microbatches, levers=levers)
   boxed = abstract_state(update)
   partitioner.validate(boxed.params)
   # What decides which examples a step sees; a run that goes on must have the same.
@@ -160,7 +163,8 @@ def train(
     _require_room(folder, boxed)
     rows = read_metrics(folder / "metrics.jsonl", first_step)
     scores = Scores(
-      best_metric or evaluation.default_metric(loader.head), [_scores_of(row) for row in rows if row["kind"] == KIND]
+      best_metric or evaluation.default_metric(loader.objective),
+      [_scores_of(row) for row in rows if row["kind"] == KIND],
     )
     multihost.barrier("metrics read")
     store.clean()
@@ -173,7 +177,7 @@ def train(
       update=partitioner.jit(
         update, out_shardings=(partitioner.shardings(boxed), partitioner.replicated), donate_argnums=0
       ),
-      score=evaluation.compiled_eval_step(start, partitioner),
+      score=evaluation.compiled_eval_step(start, partitioner, loader.objective),
       norm=partitioner.jit(global_norm, out_shardings=partitioner.replicated),
       flops=_flops(start, loader),
       skip_bad_batches=levers.skip_bad_batches,
