@@ -209,4 +209,6 @@ CLUE_FORMS: dict[str, Form] = {
   "chidf": one_idiom_item,
   "cslf": _csl,
   "cluewscf": _coreference,
+  # Not CLUE's, but reviews too.
+  "chnsenticorp": Verbaliser(words.REVIEWS, text="text_a"),
 }

@@ -8,6 +8,7 @@ https://github.com/IDEA-CCNL/Fengshenbang-LM, fengshen/examples/clue1.1; those o
 SIMILAR = {"0": "不相似", "1": "相似"}
 INFERENCE = {"contradiction": "矛盾", "neutral": "自然", "entailment": "蕴含"}
 SENTIMENT = {"Negative": "差评", "Positive": "好评"}
+REVIEWS = {"0": "差评", "1": "好评"}
 
 NEWS = {
   "100": "故事", "101": "文化", "102": "娱乐", "103": "体育", "104": "财经", "106": "房产", "107": "汽车",

@@ -153,6 +153,26 @@ def test_long_texts_of_idioms_keep_what_is_nearest():
   assert item["choice"] == CHID["candidates"] and (item["texta"], item["textb"]) == ("丙" * 252, "丁" * 252)
 
 
+def test_the_only_end_in_a_text_counts_where_it_is_a_comma():
+  def clause(text):
+    (item,) = clue_items("chid", [{**CHID, "content": [text]}])
+    return item["texta"], item["choice"][0], item["textb"]
+
+  assert clause("早上好。他#idiom1#了") == ("", "早上好。他左右为难了", "")
+  assert clause("早上好，他#idiom1#了") == ("早上好，", "他左右为难了", "")
+  assert clause("早上好。他#idiom1#了。") == ("早上好。", "他左右为难了。", "")
+
+
+def test_an_answer_that_a_window_cuts_is_not_in_it():
+  asked = {"id": "Q", "question": "?", "answers": [{"text": "甲乙", "answer_start": 507}]}
+  context = "丙" * 507 + "甲乙" + "丙" * 100
+  items = cmrc_items([{"paragraphs": [{"context": context, "qas": [asked]}]}])
+  found = [item["choices"][0]["entity_list"] for item in items]
+  # 508 characters beside a question of one: the first window ends between the two.
+  assert [len(item["text"]) for item in items] == [508, 481] and found[0] == []
+  assert found[1][0]["entity_idx"] == [[379, 380]] and items[1]["text"][379:381] == "甲乙"
+
+
 def test_text_to_text():
   (item,) = clue_items("tnews", [{"sentence": "大学开学", "label": "108", "id": 3}])
   made = text_to_text(item)
