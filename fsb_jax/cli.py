@@ -131,12 +131,16 @@ def infer(
 
 @app.command()
 def predict(
-  task: Annotated[str, typer.Argument(help="text_classification or zero_shot_image_classification.")],
+  task: Annotated[
+    str, typer.Argument(help="What to do: text_classification, zero_shot, zero_shot_image_classification.")
+  ],
   model: Annotated[str, typer.Option(help="A training run's folder, a converted folder, or a Hub folder or id.")],
   text: Annotated[
     list[str] | None, typer.Option(help="A text, a pair 'one[SEP]two', or an image's path; repeatable."),
   ] = None,
-  input_file: Annotated[Path | None, typer.Option("--input", help="A text per line.")] = None,
+  input_file: Annotated[Path | None, typer.Option("--input", help="A text per line; zero_shot: JSON items.")] = None,
+  choice: Annotated[list[str] | None, typer.Option(help="zero_shot: an option to choose; repeatable.")] = None,
+  question: Annotated[str, typer.Option(help="zero_shot: what is asked about the text.")] = "",
   output_file: Annotated[Path | None, typer.Option("--output", help="JSON lines go there instead.")] = None,
   option: Annotated[
     list[str] | None, typer.Option(help="Of the pipeline, as NAME=VALUE: labels=猫,狗, image_model=..., ...")
@@ -145,13 +149,16 @@ def predict(
   """Predict from the shell.
 
   Example: fsb predict text_classification --model runs/tnews --text 今天很开心
+  fsb predict zero_shot --model IDEA-CCNL/Erlangshen-UniMC-RoBERTa-110M-Chinese --text 很开心 --choice 好 --choice 坏
   """
   _quiet()
   _cache_compilations()
   from fsb_jax.pipelines import predict_lines
 
-  options = dict(map(_named_value, option or []))
-  predict_lines(task, model, text or [], input_file, output_file, **options)
+  predict_lines(
+    task, model, text or [], input_file, output_file, choices=choice or [], question=question,
+    options=dict(map(_named_value, option or [])),
+  )
 
 
 @app.command()

@@ -30,7 +30,8 @@ def test_every_gin_file_is_covered():
   found = {str(path.relative_to(GIN)) for path in GIN.rglob("*.gin")}
   bases = {f"models/{family}/base.gin" for family in models.all_families()}
   runs = {f"runs/{name}.gin" for name in FUNCTIONS}
-  assert found == {*SIZES, *bases, *runs, "tasks/table.gin", "tasks/text.gin", "experiments/quickstart.gin"}
+  others = {"runs/unimc.gin", "tasks/table.gin", "tasks/text.gin", "experiments/quickstart.gin"}
+  assert found == {*SIZES, *bases, *runs, *others}
 
 
 def test_every_size_has_a_gin_file():
@@ -107,3 +108,9 @@ def test_values_from_the_shell(binding, value):
   others = [each for each in RUN if each.split("=")[0] != binding.split("=")[0]]
   gin_utils.configured(train, ["runs/finetune.gin"], ["INITIAL_CHECKPOINT_PATH=x", *others, binding])
   assert gin.query_parameter(f"%{binding.split('=')[0]}") == value
+
+
+def test_unimc_is_a_training_run_with_its_view():
+  call, text = gin_utils.configured(train, ["runs/unimc.gin", "models/bert/tiny.gin"], RUN)
+  assert callable(call) and gin.query_parameter("%VIEW") == "unimc" and gin.query_parameter("%BATCH_SIZE") == 16
+  assert "view = %VIEW" in text

@@ -1,5 +1,8 @@
 """Text to arrays and back: pure functions that need neither TensorFlow nor torch nor jax."""
 
+from fsb_jax.encodings.clue_answers import clue_answers
+from fsb_jax.encodings.clue_forms import CLUE_FORMS, clue_items, text_to_text
+from fsb_jax.encodings.clue_reading import cmrc_answers, cmrc_items
 from fsb_jax.encodings.conversations import (
   TEMPLATES,
   Prompt,
@@ -36,9 +39,17 @@ from fsb_jax.encodings.tokenizer import bert_tokenizer_from_characters, load_tok
 from fsb_jax.encodings.ubert import decode_ubert, encode_ubert, encode_ubert_labels
 from fsb_jax.encodings.uniex import encode_uniex, encode_uniex_labels, pad_uniex
 from fsb_jax.encodings.uniex_answers import choose_spans, decode_uniex, end_tokens, given_spans
-from fsb_jax.encodings.unimc import answers_unimc, batch_unimc, encode_unimc, mask_unimc, only_asked_unimc
+from fsb_jax.encodings.unimc import (
+  answers_unimc,
+  batch_unimc,
+  encode_unimc,
+  mask_unimc,
+  only_asked_unimc,
+  require_unimc,
+)
 
 __all__ = [
+  "CLUE_FORMS",
   "IGNORED",
   "TEMPLATES",
   "Answer",
@@ -57,6 +68,10 @@ __all__ = [
   "best_answers",
   "cell_scores",
   "choose_spans",
+  "clue_answers",
+  "clue_items",
+  "cmrc_answers",
+  "cmrc_items",
   "conversation_prompt",
   "decode_ubert",
   "decode_uniex",
@@ -92,12 +107,14 @@ __all__ = [
   "pair_labels",
   "read_ngrams",
   "relation_scores",
+  "require_unimc",
   "save_tokenizer",
   "shift_right",
   "span_labels",
   "split_stops",
   "tag_labels",
   "tags_of_entities",
+  "text_to_text",
   "to_characters",
   "to_tokens",
 ]

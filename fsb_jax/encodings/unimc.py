@@ -245,6 +245,12 @@ def answers_unimc(items: Sequence[Mapping], probabilities: np.ndarray) -> list[d
   return answers
 
 
+def require_unimc(items: Sequence[Mapping]) -> None:
+  """UserError where `encode_unimc` would refuse an item, whatever the tokenizer."""
+  for number, item in enumerate(items):
+    _checked(item, number)
+
+
 def _checked(item: Mapping, number: int) -> tuple[list[str], list[str], int]:
   """Options, the texts behind them, and the label of an item."""
   options, label = item.get("choice"), item.get("label")

@@ -1,25 +1,22 @@
 """Texts from the shell and answers into files."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fsb_jax.errors import UserError
 
 
-def read_texts(texts: Sequence[str], input_file: Path | None, nothing: str) -> list[str]:
-  """Texts and the lines of a file; UserError `nothing` where there are none."""
-  if not texts and input_file is None:
-    raise UserError(nothing)
-  texts = list(texts)
-  if input_file is not None:
-    try:
-      # A line is what ends in a newline: other characters that end lines somewhere may stand in a text.
-      texts += input_file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-      raise UserError(f"--input {input_file} cannot be read as UTF-8 text: {error}") from error
-  return texts
+def read_lines(input_file: Path | None) -> list[str]:
+  """The lines of a file, none where there is no file; UserError where it cannot be read."""
+  if input_file is None:
+    return []
+  try:
+    # A line is what ends in a newline: other characters that end lines somewhere may stand in a text.
+    return input_file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"--input {input_file} cannot be read as UTF-8 text: {error}") from error
 
 
 def require_new_file(output_file: Path) -> None:

@@ -11,7 +11,7 @@ from fsb_jax import encodings
 from fsb_jax.errors import UserError
 from fsb_jax.generation import Generated, generate_texts, prepared
 from fsb_jax.partitioning import Partitioner
-from fsb_jax.pipelines.lines import read_texts, require_new_file, write_json_lines
+from fsb_jax.pipelines.lines import read_lines, require_new_file, write_json_lines
 from fsb_jax.pretrained import from_pretrained, require_readable
 
 
@@ -134,7 +134,9 @@ def write_out(
   The only prompt's text goes to standard output while it is written, if `stream`; several go there when all are done,
   or as JSON lines of `prompt` and `generated_text` into `output_file`.
   """
-  prompts = read_texts(prompts, input_file, "nothing to go on from: give --prompt, or --input FILE")
+  prompts = [*prompts, *read_lines(input_file)]
+  if not prompts:
+    raise UserError("nothing to go on from: give --prompt, or --input FILE")
   if system is not None and not conversation:
     raise UserError("--system is a part of a conversation; add --chat")
   if output_file is not None:

@@ -26,6 +26,7 @@ class Loader:
 
   Attributes:
     head: the head that the task trains: sequence_classification or masked_lm.
+    objective: the loss that trains it, one of `losses.OBJECTIVES`.
     label_names: names of the head's outputs; none for masked_lm.
     label_slice: `(start, stop)`, the task's own outputs among them.
     num_examples: how many examples the split has.
@@ -48,6 +49,7 @@ class Loader:
     data_dir: str | None = None,
     rows: Sequence[int] | None = None,
     mixture_rate: Callable[..., float] | None = None,
+    view: str | None = None,
   ):
     """Reads and tokenises the split.
 
@@ -65,6 +67,7 @@ class Loader:
       rows: which rows of each batch this host serves, in this order; all where it is None.
       mixture_rate: `(task, split=)` -> the rate at which training takes a mixture's SeqIO task, such as
         `seqio.mixing_rate_num_examples` with a temperature or a maximum; the mixture's own where it is None.
+      view: "unimc" asks a classification as a question with options, see `options`; None as a classification.
 
     Raises:
       UserError: an argument does not fit, or the task's files are missing or malformed.
@@ -86,10 +89,11 @@ class Loader:
     self._padding_side = tokenizer.padding_side
     self._examples = read_examples(
       task_name, split, tokenizer, max_length, seed=seed, by_rates=shuffle, data_dir=data_dir,
-      mixture_rate=mixture_rate,
+      mixture_rate=mixture_rate, view=view,
     )
     question, lengths = self._examples.question, self._examples.tokens.lengths
     self.head, self.label_names, self.label_slice = question.head, question.label_names, question.label_slice
+    self.objective = question.objective
     self.num_examples = len(lengths)
     self.buckets = bucket_lengths(buckets, lengths, max_length)
     self._batching = Batching(
@@ -124,6 +128,10 @@ class Loader:
       return {"text": self._tokenizer.decode(self._examples.tokens.row("input_ids", index), skip_special_tokens=True)}
     return fields[index - int(starts[member])]
 
+  def answer(self, index: int, place: int) -> str:
+    """What the label at a place of `label_slice` says of an example, in words."""
+    return self._examples.question.answer(index, place)
+
   def steps_per_epoch(self) -> int:
     """Number of batches in an epoch; it is the same in every epoch."""
     return self._batching.steps
@@ -139,7 +147,8 @@ class Loader:
     Each batch has `input_ids`, `attention_mask`, `token_type_ids` int32 `[batch, length]` with one of `buckets` as
     length, `weights` float32 `[batch]` (0 for filling rows), `example_ids` int32 `[batch]` (-1 for filling rows), and
     `labels`: for sequence_classification int32 `[batch]` (-1 in a split without labels), for masked_lm int32
-    `[batch, asked]` for `masked_lm_positions` of that shape (-100 where no word is hidden); -100 in filling rows.
+    `[batch, asked]` for `masked_lm_positions` of that shape (-100 where no word is hidden); -100 in filling rows. With
+    the view unimc a batch is one of `encodings.only_asked_unimc`.
     """
     steps = self.steps_per_epoch()
     self._require_step(epoch, start_step, steps)
@@ -194,7 +203,7 @@ class Loader:
     filling = example_ids == FILLING
     rows = np.where(filling, planned[0], example_ids)
     question = self._examples.question
-    padding = {name: self._padding[name] for name in question.features}
+    padding = {name: {**self._padding, **question.padding}[name] for name in question.features}
     batch = self._examples.tokens.padded(rows, length, padding, self._padding_side)
     batch = question.ask(batch, rows, epoch if self._shuffle else 0)
     batch["labels"][filling] = IGNORED

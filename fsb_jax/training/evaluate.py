@@ -18,9 +18,9 @@ from fsb_jax.training.start import Start, find_tokenizer, require_positions, sta
 from fsb_jax.training.step import eval_step
 
 
-def compiled_eval_step(start: Start, partitioner: Partitioner) -> Callable:
-  """The eval step of a model, its results whole on every host."""
-  step = eval_step(start.model, OBJECTIVES[start.metadata.head])
+def compiled_eval_step(start: Start, partitioner: Partitioner, objective: str) -> Callable:
+  """The eval step of a model by an objective, its results whole on every host."""
+  step = eval_step(start.model, OBJECTIVES[objective])
   return partitioner.jit(step, out_shardings=partitioner.replicated)
 
 
@@ -43,9 +43,9 @@ def scored_batches(
     check()
 
 
-def default_metric(head: str) -> str:
+def default_metric(objective: str) -> str:
   """What makes a step the best one where nothing else is asked for."""
-  return "loss" if head == "masked_lm" else "accuracy"
+  return "loss" if objective == "masked_lm" else "accuracy"
 
 
 def evaluate_split(
@@ -79,7 +79,7 @@ def evaluate_split(
   if not np.isfinite(loss):
     raise UserError(f"the loss of this split is {loss}: the model's parameters or its inputs are broken")
   metrics = {"loss": loss, **tasks.accuracy(targets, predictions)}
-  if loader.head == "masked_lm":
+  if loader.objective == "masked_lm":
     metrics |= {"perplexity": float(np.exp(loss)), "masked_tokens": len(targets)}
   else:
     metrics["majority_baseline"] = float(np.bincount(targets).max() / len(targets))
@@ -138,7 +138,10 @@ def task_loader(task: str, split: str, start: Start, partitioner: Partitioner, *
   multihost.require_equal(f"examples of {task} {split}", loader.digest)
   require_positions(start.config, loader.buckets[-1])
   if loader.head != start.metadata.head:
-    raise UserError(f"the model has a {start.metadata.head} head, but task {task} is for {loader.head}")
+    raise UserError(
+      f"the model has a {start.metadata.head} head, but task {task} is for {loader.head}; VIEW='unimc' asks "
+      "classes of a masked_lm"
+    )
   if loader.head == "masked_lm":
     return loader
   if len(loader.label_names) != start.metadata.num_labels:
@@ -168,6 +171,7 @@ def evaluate(
   dtype: str = "float32",
   tokenizer: Any = None,
   data_dir: str | None = None,
+  view: str | None = None,
   output_file: str | None = None,
 ) -> dict[str, dict[str, float]]:
   """Scores a trained model on a split; prints a line per task and returns the numbers.
@@ -184,6 +188,8 @@ def evaluate(
     dtype: of activations.
     tokenizer: folder of the tokenizer, where it is not the model's.
     data_dir: where data lies; FSB_DATA_DIR if not given.
+    view: "unimc" asks a classification as a question with options, of a model that learned to answer such; None as a
+      classification.
     output_file: also write the numbers there, as JSON; must not exist yet.
 
   Returns:
@@ -193,14 +199,14 @@ def evaluate(
   length = longest_row(feature_lengths)
   partitioner = Partitioner(mesh, rules)
   start, params = load_for_use(model, partitioner, dtype, tokenizer)
-  step = compiled_eval_step(start, partitioner)
   name = getattr(task, "name", task)
-  results = {}
+  step, results = None, {}
   for member in task_names(name):
     loader = task_loader(
       member, split, start, partitioner,
-      max_length=length, batch_size=batch_size, buckets=buckets, data_dir=data_dir,
+      max_length=length, batch_size=batch_size, buckets=buckets, data_dir=data_dir, view=view,
     )
+    step = step or compiled_eval_step(start, partitioner, loader.objective)
     metrics = evaluate_split(loader, step, params, partitioner)
     results[member] = metrics
     if jax.process_index() == 0:

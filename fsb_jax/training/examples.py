@@ -10,6 +10,7 @@ import numpy as np
 from fsb_jax import tasks
 from fsb_jax.encodings import asked_positions, mask_words
 from fsb_jax.errors import UserError
+from fsb_jax.training.options import VIEW, Options, encode_options, options_of
 
 _ENCODED_AT_ONCE = 8192  # documents and examples; their raw text is held no longer than that
 
@@ -64,11 +65,18 @@ class Classes:
   label_slice: tuple[int, int]
 
   head = "sequence_classification"
+  objective = "sequence_classification"
   features = ("input_ids", "token_type_ids")
+  padding = {}
 
   def arrays(self) -> dict[str, np.ndarray]:
     """What decides the answers."""
     return {"labels": self.labels}
+
+  def answer(self, example: int, place: int) -> str:
+    """The name of the task's label at a place."""
+    del example
+    return self.label_names[self.label_slice[0] + place]
 
   def ask(self, batch: dict[str, np.ndarray], rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
     """The batch of these examples with `labels` `[rows]`."""
@@ -91,7 +99,9 @@ class HiddenWords:
   replacements: np.ndarray
 
   head = "masked_lm"
+  objective = "masked_lm"
   features = ("input_ids", "token_type_ids", "word_ids")
+  padding = {}
   label_names = ()
   label_slice = (0, 0)
 
@@ -123,29 +133,23 @@ class Examples:
 
   Attributes:
     tokens: the examples' tokens.
-    question: what is asked about them.
+    question: what is asked about them: the `head` that answers, the `objective` that scores it, `features` of the rows
+      it reads and their `padding` where it is not the tokenizer's.
     fields: per task of a mixture, each example's fields as published; None where they are not kept (documents).
     sizes: how many examples each task of a mixture has; they stand one after the other.
     counts: how many of them an epoch takes.
   """
 
   tokens: Ragged
-  question: Classes | HiddenWords
+  question: Classes | HiddenWords | Options
   fields: list[list[dict] | None]
   sizes: tuple[int, ...]
   counts: tuple[int, ...]
 
 
 def read_examples(
-  task_name: str,
-  split: str,
-  tokenizer,
-  max_length: int,
-  *,
-  seed: int,
-  by_rates: bool,
-  data_dir: str | None,
-  mixture_rate: Callable[..., float] | None = None,
+  task_name: str, split: str, tokenizer, max_length: int, *, seed: int, by_rates: bool, data_dir: str | None,
+  mixture_rate: Callable[..., float] | None = None, view: str | None = None,
 ) -> Examples:
   """Reads and tokenises a split of a task or mixture.
 
@@ -158,19 +162,28 @@ def read_examples(
     by_rates: whether an epoch takes the tasks of a mixture by its rates; else it takes each example once.
     data_dir: see `Loader`.
     mixture_rate: see `Loader`.
+    view: see `Loader`.
 
   Raises:
     UserError: there is no such task or split, or its files are missing or malformed.
   """
+  if view not in (None, VIEW):
+    raise UserError(f"unknown VIEW {view!r}; known: {VIEW!r}, or None for the task as it is")
   provider, members = _seqio_members(task_name, split, tokenizer, data_dir)
   columns, fields = [], []
   for task in members:
-    encoded, published = _encode(task, split, tokenizer, max_length, data_dir)
+    if view:
+      encoded, published = encode_options(task, split, tokenizer, max_length)
+    else:
+      encoded, published = _encode(task, split, tokenizer, max_length, data_dir)
     if not encoded["input_ids"]:
       raise UserError(f"Task {task.name} has no examples in its split {split!r}.")
     columns.append(encoded)
     fields.append(published)
-  if "label" in columns[0]:
+  if view:
+    rows = {name: [row for each in columns for row in each[name]] for name in columns[0]}
+    question = options_of(rows, tokenizer, seed=seed, hides=by_rates)
+  elif "label" in columns[0]:
     question = Classes(np.concatenate([each["label"] for each in columns]), *_labels(task_name, members))
   else:
     question = _hidden_words(task_name, tokenizer, seed)

@@ -36,6 +36,7 @@ def infer(
   dtype: str = "float32",
   tokenizer: Any = None,
   data_dir: str | None = None,
+  view: str | None = None,
 ) -> int:
   """Writes a line per example, in the split's order: the published fields, then `prediction` and `score`.
 
@@ -46,16 +47,16 @@ def infer(
   length = longest_row(feature_lengths)
   partitioner = Partitioner(mesh, rules)
   start, params = load_for_use(model, partitioner, dtype, tokenizer)
-  if start.metadata.head != "sequence_classification":
+  if view is None and start.metadata.head != "sequence_classification":
     raise UserError(f"{model} has a {start.metadata.head} head; fsb infer writes the predictions of classifiers")
-  step = compiled_eval_step(start, partitioner)
   name = getattr(task, "name", task)
-  records = []
+  step, records = None, []
   for member in task_names(name):
     loader = task_loader(
       member, split, start, partitioner,
-      max_length=length, batch_size=batch_size, buckets=buckets, data_dir=data_dir,
+      max_length=length, batch_size=batch_size, buckets=buckets, data_dir=data_dir, view=view,
     )
+    step = step or compiled_eval_step(start, partitioner, loader.objective)
     predictions = _predictions(loader, step, params, partitioner)
     # Of a mixture, a line also says which task it belongs to.
     source = {} if member == name else {"task": member}
@@ -79,8 +80,8 @@ def _predictions(loader: Loader, step, params, partitioner: Partitioner) -> dict
     scores = np.exp(logits - logits.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
     for example, row in zip(result["example_ids"], scores):
-      label = loader.label_names[first + int(row.argmax())]
-      found[int(example)] = {"prediction": label, "score": round(float(row.max()), 6)}
+      answer = loader.answer(int(example), int(row.argmax()))
+      found[int(example)] = {"prediction": answer, "score": round(float(row.max()), 6)}
   return found
 
 

@@ -102,9 +102,17 @@ class ClassTerm:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """A loss of one head: its terms."""
+  """A loss of one head.
+
+  Attributes:
+    terms: what it is the sum of.
+    logits: (outputs, batch) -> what a row is answered with, `[batch, ..., classes]`.
+    labels: name of the batch's right answers, int `[batch, ...]`.
+  """
 
   terms: tuple[ClassTerm | Term, ...]
+  logits: Callable[[Any, Batch], jax.Array] = lambda outputs, batch: outputs.logits
+  labels: str = "labels"
 
   @property
   def classifies(self) -> bool:
@@ -134,10 +142,14 @@ class Objective:
     return sum(value / jnp.maximum(weights[name], 1) for name, value in sums.items())
 
 
+def _option_logits(outputs: Any, batch: Batch) -> jax.Array:
+  """How much each of a row's options says yes, `[batch, asked]`."""
+  return option_logits(outputs.logits, batch["option_mask"], batch["yes_token"])
+
+
 def _option_losses(outputs: Any, batch: Batch) -> jax.Array:
   """Cross-entropy of a row's options, `[batch]`."""
-  logits = option_logits(outputs.logits, batch["option_mask"], batch["yes_token"])
-  return cross_entropy(logits, jnp.maximum(batch["option_label"], 0))
+  return cross_entropy(_option_logits(outputs, batch), jnp.maximum(batch["option_label"], 0))
 
 
 def with_focal(objective: Objective, gamma: float) -> Objective:
@@ -271,7 +283,9 @@ OBJECTIVES: dict[str, Objective] = {
     (
       ClassTerm("masked_lm", lambda outputs: outputs.logits, _label("labels")),
       Term("options", _option_losses, lambda batch: batch["option_label"] >= 0),
-    )
+    ),
+    logits=_option_logits,
+    labels="option_label",
   ),
   "tcbert": Objective(
     (

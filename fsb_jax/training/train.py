@@ -69,6 +69,7 @@ def train(
   train_split: str = "train",
   validation_split: str = "validation",
   mixture_rate: Callable[..., float] | None = None,
+  view: str | None = None,
   explain_partitioning: bool = False,
   profile: bool = False,
   config_text: str | None = None,
@@ -104,6 +105,8 @@ def train(
     train_split: the split to train on.
     validation_split: the split to score on, where the task has it.
     mixture_rate: the rate at which a mixture's task is taken, see `Loader`; the mixture's own if not given.
+    view: "unimc" makes a classification a question with options, which a masked language model learns to answer; None
+      leaves it one.
     explain_partitioning: print what is split over what.
     profile: write a trace of a few steps for TensorBoard.
     config_text: the gin configuration, kept as `config.gin` in the folder.
@@ -137,7 +140,7 @@ def train(
   loader, scored = _loaders(
     task, tokenizer, partitioner, batch_size, eval_batch_size or batch_size, seed=seed, buckets=buckets,
     max_length=evaluation.longest_row(feature_lengths), data_dir=data_dir, train_split=train_split,
-    validation_split=validation_split, mixture_rate=mixture_rate,
+    validation_split=validation_split, mixture_rate=mixture_rate, view=view,
   )
   run = dataclasses.replace(run, vocab_multiple=partitioner.vocab_multiple)
   what = dict(model=model, tokenizer=tokenizer, head=loader.head, label_names=loader.label_names or None, run=run)
@@ -147,7 +150,7 @@ def train(
     start = start_from(checkpoint=initial_checkpoint_path, **what, dropout_rate=dropout_rate)
   for each in (loader, *scored.values()):
     require_positions(start.config, each.buckets[-1])
-  update = Update(start.model, OBJECTIVES[loader.head], optimizer, microbatches=microbatches, levers=levers)
+  update = Update(start.model, OBJECTIVES[loader.objective], optimizer, microbatches=microbatches, levers=levers)
   boxed = abstract_state(update)
   partitioner.validate(boxed.params)
   # What decides which examples a step sees; a run that goes on must have the same.
@@ -167,7 +170,8 @@ def train(
     _require_room(folder, boxed)
     rows = read_metrics(folder / "metrics.jsonl", first_step)
     scores = Scores(
-      best_metric or evaluation.default_metric(loader.head), [_scores_of(row) for row in rows if row["kind"] == KIND]
+      best_metric or evaluation.default_metric(loader.objective),
+      [_scores_of(row) for row in rows if row["kind"] == KIND],
     )
     multihost.barrier("metrics read")
     store.clean()
@@ -180,7 +184,7 @@ def train(
       update=partitioner.jit(
         update, out_shardings=(partitioner.shardings(boxed), partitioner.replicated), donate_argnums=0
       ),
-      score=evaluation.compiled_eval_step(start, partitioner),
+      score=evaluation.compiled_eval_step(start, partitioner, loader.objective),
       norm=partitioner.jit(global_norm, out_shardings=partitioner.replicated),
       flops=_flops(start, loader),
       skip_bad_batches=levers.skip_bad_batches,
