@@ -5,6 +5,7 @@ Images and latents are `[batch, height, width, channels]`.
 
 from fsb_jax.models.diffusion.autoencoder import Autoencoder
 from fsb_jax.models.diffusion.config import AutoencoderConfig, UNetConfig
+from fsb_jax.models.diffusion.denoiser import Denoiser, DenoisingOutput, require_trainable, signal_weights
 from fsb_jax.models.diffusion.hub_config import (
   autoencoder_config_from_hf,
   autoencoder_config_to_hf,
@@ -18,6 +19,8 @@ from fsb_jax.models.diffusion.unet import UNet, embed_numbers
 __all__ = [
   "Autoencoder",
   "AutoencoderConfig",
+  "Denoiser",
+  "DenoisingOutput",
   "UNet",
   "UNetConfig",
   "abstract_params",
@@ -27,6 +30,8 @@ __all__ = [
   "decode_tiled",
   "dummy_inputs",
   "embed_numbers",
+  "require_trainable",
+  "signal_weights",
   "unet_config_from_hf",
   "unet_config_to_hf",
 ]
