@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsb_jax.errors import UserError
+from fsb_jax.models.diffusion import decode_sliced
 from fsb_jax.models.diffusion.schedulers import Schedule, scale_model_input, step
 from fsb_jax.partitioning import Partitioner
 
@@ -79,9 +80,8 @@ class _Programs:
     scaling, shift = autoencoder.config.scaling_factor, autoencoder.config.shift_factor
 
     def prepare(params, timesteps, conditioning):
-      times = unet.apply(
-        {"params": params}, timesteps[:, None], conditioning.text_embeds, conditioning.time_ids, method="time_embeddings"
-      )
+      added = conditioning.text_embeds, conditioning.time_ids
+      times = unet.apply({"params": params}, timesteps[:, None], *added, method="time_embeddings")
       texts = unet.apply({"params": params}, conditioning.hidden_states, method="text_keys_values")
       return times, texts
 
@@ -109,12 +109,11 @@ class _Programs:
       return (mean.astype(images.dtype) - shift) * scaling
 
     def decode(params, latents):
-      images = autoencoder.apply({"params": params}, latents / scaling + shift, method="decode")
-      return jnp.clip(images.astype(latents.dtype) / 2 + 0.5, 0, 1)
+      return autoencoder.apply({"params": params}, latents, method="decode")
 
     self.prepare, self.encode, self.decode = jit(prepare), jit(encode), jit(decode)
     self.step = jit(one_step, donate_argnums=1)
-    self.noise = jit(_noise, static_argnums=2)
+    self.noise = jit(seeded_noise, static_argnums=2)
 
 
 @functools.lru_cache(maxsize=8)
@@ -122,8 +121,8 @@ def _programs(unet: nn.Module, autoencoder: nn.Module, partitioner: Partitioner 
   return _Programs(unet, autoencoder, partitioner)
 
 
-def _noise(seeds: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Noise `[rows, *shape]` whose rows depend on their own seed alone."""
+def seeded_noise(seeds: jax.Array, index: Any, shape: tuple[int, ...]) -> jax.Array:
+  """Standard normal noise `[rows, *shape]` of step `index`; a row depends on its own seed alone."""
   return jax.vmap(lambda seed: jax.random.normal(jax.random.fold_in(jax.random.key(seed), index), shape))(seeds)
 
 
@@ -224,7 +223,7 @@ def generate_images(
     if on_step is not None:
       jax.block_until_ready(slots)
       on_step(i + 1, plan.steps)
-  images = np.asarray(programs.decode(model.autoencoder_params, slots[0]))[: rows.count]
+  images = np.clip(_decoded(model, slots[0])[: rows.count] / 2 + 0.5, 0, 1)
   if not np.isfinite(images).all():
     raise UserError(
       "the drawing is not made of numbers: the networks overflowed; draw with dtype float32 or bfloat16, less guidance "
@@ -237,6 +236,18 @@ def require_noise(noise: np.ndarray | None, shape: tuple[int, ...]) -> None:
   """UserError where noise is given that does not have this shape."""
   if noise is not None and noise.shape != shape:
     raise UserError(f"noise has shape {noise.shape}, but the images begin with {shape}")
+
+
+def _decoded(model: ImageModel, latents: jax.Array) -> np.ndarray:
+  config = model.autoencoder.config
+  latents = latents / config.scaling_factor + config.shift_factor
+  if model.partitioner is None:
+    # One at a time: decoding takes many times the memory of a step.
+    images = decode_sliced(model.autoencoder, model.autoencoder_params, latents)
+  else:
+    programs = _programs(model.unet, model.autoencoder, model.partitioner)
+    images = programs.decode(model.autoencoder_params, latents)
+  return np.asarray(images, np.float32)
 
 
 def _first_step(steps: int, strength: float) -> int:

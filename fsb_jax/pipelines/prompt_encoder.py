@@ -29,8 +29,8 @@ class PromptEncoder:
     tokenizer: a fast tokenizer.
     model: the text encoder's module.
     params: its parameters.
-    penultimate: read the states before the last layer and the vector of the whole text, as SDXL does; else those of the
-      last layer alone.
+    penultimate: read the states before the last layer, and the vector of the whole text where the encoder makes one, as
+      SDXL does; else the last layer's alone.
     partitioner: whose mesh holds the parameters.
   """
 
@@ -48,7 +48,9 @@ class PromptEncoder:
     def encode(params, ids):
       # No padding mask: the models were trained, and are published, to read padding as text.
       out = model.apply({"params": params}, ids, output_hidden_states=penultimate)
-      return (out.hidden_states[-2], out.text_embeds) if penultimate else (out.last_hidden_state, None)
+      if not penultimate:
+        return out.last_hidden_state, None
+      return out.hidden_states[-2], getattr(out, "text_embeds", None)
 
     self._encode = (jax.jit if partitioner is None else partitioner.jit)(encode)
     self.read = functools.lru_cache(maxsize=64)(self._read)

@@ -69,11 +69,13 @@ class TextToImage:
       raise UserError(f"{model} is no folder of diffusers: it lacks {missing[0]}, {_PARTS[missing[0]]}")
     from convert_torch import load_diffusers_folder
 
-    loaded = load_diffusers_folder(
-      folder, run=models.Run(dtype=dtype, param_dtype=param_dtype, scan_layers=False), variant=variant
-    )
     self._name, self._batch_size, self._checker = str(model), batch_size, safety_checker
     partitioner = mesh if mesh is None or isinstance(mesh, Partitioner) else Partitioner(mesh)
+    run = models.Run(
+      dtype=dtype, param_dtype=param_dtype, scan_layers=False,
+      vocab_multiple=partitioner.vocab_multiple if partitioner else 1,
+    )  # fmt: skip
+    loaded = load_diffusers_folder(folder, run=run, variant=variant)
     self._scheduler_config = loaded.scheduler_config
     unet, autoencoder = diffusion.UNet(loaded.unet_config), diffusion.Autoencoder(loaded.autoencoder_config)
     self._model = ImageModel(
@@ -146,6 +148,9 @@ class TextToImage:
     if images_per_prompt < 1:
       raise UserError(f"images_per_prompt={images_per_prompt} draws nothing; give at least 1")
     schedule = schedule_from_config(self._scheduler_config, scheduler)
+    if not self._reads_sizes:
+      # As diffusers has it whatever the file says: latents have no range, and the first step of training adds nothing.
+      schedule = dataclasses.replace(schedule, clip_sample=False, steps_offset=1)
     before = None if image is None else _read_image(image, "image", "RGB")
     hole = None if mask is None else _read_image(mask, "mask", "L")
     reduction = self._model.autoencoder.config.reduction

@@ -224,7 +224,7 @@ def _euler_ancestral(schedule: Forward, steps: int, first: int) -> Table:
 
 
 def _dpm(schedule: Forward, steps: int, first: int) -> Table:
-  """DPM-Solver++ of second order, multistep and midpoint: Lu et al. 2022, https://arxiv.org/abs/2211.01095, algorithm 2."""
+  """DPM-Solver++ of second order: Lu et al. 2022, https://arxiv.org/abs/2211.01095, algorithm 2, the midpoint form."""
   (sample, last), clean, _, _ = _vectors(2)
   every, count = _sigmas(_without_infinity(schedule)), schedule.num_train_timesteps
   if schedule.timestep_spacing == "linspace":
