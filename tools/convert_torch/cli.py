@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convert_torch import change, hub
+from convert_torch import change, diffusion_run, hub
+from convert_torch.diffusers_folder import save_diffusers_folder
 from convert_torch.sources import beside, is_gguf, tokenizer_folder
 from fsb_jax import checkpoints, models
 from fsb_jax.errors import UserError
@@ -73,6 +74,12 @@ def export_checkpoint(
     UserError: the source is none of ours, or see `save_hub_folder`.
   """
   checkpoints.require_empty(target)
+  if (checkpoints.home(source) / "model_index.json").is_file():
+    if (family, vocab_size, tensor_parallel) != (None, None, None):
+      raise UserError("family, vocab_size and tensor_parallel are not for models that draw; leave them out")
+    run = diffusion_run.load_run(Path(source))
+    save_diffusers_folder(target, run, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    return
   model = load_ours(source)
   model = model if vocab_size is None else change.to_vocabulary(model, vocab_size)
   model = model if family is None else change.to_family(model, family)

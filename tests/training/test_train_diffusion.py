@@ -1,0 +1,116 @@
+"""Whole runs of models that draw: what they train, keep, resume and give away."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_drawing
+from PIL import Image
+
+from fsb_jax import checkpoints, cli, models
+from fsb_jax.errors import UserError
+from fsb_jax.models import lora
+from fsb_jax.pipelines.text_to_image import TextToImage
+from fsb_jax.training.levers import Levers
+from fsb_jax.training.train_diffusion import Factors, Noise, side_by_side
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+  """(the model's folder, the images')."""
+  folder = tmp_path_factory.mktemp("drawing")
+  return tiny_drawing.model_folder(folder), tiny_drawing.images(folder / "images")
+
+
+def parameters(folder, step=None):
+  return models.flatten(checkpoints.load_folder(folder, step)[0])
+
+
+def test_a_run_trains_draws_and_goes_on(inputs, tmp_path):
+  model, data = inputs
+  metrics = tiny_drawing.run(tmp_path / "run", model, data, 2)
+  assert np.isfinite(metrics["loss"]) and 0.5 < metrics["loss"] < 2
+  first = parameters(tmp_path / "run")
+  tiny_drawing.run(tmp_path / "run", model, data, 4)
+  after = parameters(tmp_path / "run")
+  moved = {path for path in after if not np.array_equal(first[path], after[path])}
+  # The text encoder is frozen.
+  assert moved == {path for path in after if path.startswith("unet/")}
+  # Latents are made once; pictures are drawn at the end.
+  assert np.load(tmp_path / "run" / "latents.npy").shape == (6, 8, 8, 8)
+  with Image.open(tmp_path / "run" / "images" / "step-4.png") as picture:
+    assert picture.size == (2 * tiny_drawing.SIDE, 2 * tiny_drawing.SIDE)
+  assert list((tmp_path / "run" / "tensorboard").iterdir())
+  kinds = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert kinds == [2, 4]
+  # It can be drawn with as it is, and so can what is exported.
+  cli.app(["convert", "export", str(tmp_path / "run"), str(tmp_path / "exported")], standalone_mode=False)
+  drawings = [
+    np.asarray(TextToImage(folder)("红色", steps=2, seed=1)[0].image, int) for folder in (tmp_path / "run", tmp_path / "exported")
+  ]
+  np.testing.assert_array_equal(*drawings)
+  before = np.asarray(TextToImage(model)("红色", steps=2, seed=1)[0].image, int)
+  assert np.abs(before - drawings[0]).max() > 0
+  import diffusers
+
+  pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "exported", safety_checker=None)
+  kernel = "unet/convolution_in/kernel"
+  np.testing.assert_array_equal(pipeline.unet.conv_in.weight.detach().permute(2, 3, 1, 0), after[kernel])
+
+
+def test_factors_alone(inputs, tmp_path):
+  model, data = inputs
+  options = dict(
+    factors=Factors(rank=2, alpha=4.0), levers=Levers(ema_decay=0.5), noise=Noise(offset=0.1, min_snr_gamma=5.0),
+    random_crop=True, flip=True,
+  )  # fmt: skip
+  tiny_drawing.run(tmp_path / "run", model, data, 2, **options)
+  saved = parameters(tmp_path / "run")
+  loaded = {path: x for path, x in saved.items() if path.startswith("lora/")}
+  assert {"/".join(path.split("/")[1:2]) for path in loaded} == {"unet", "text_encoder"}
+  assert all(np.abs(x).max() > 0 for path, x in loaded.items())
+  # Images that are cut anew every time are encoded in every step.
+  assert not (tmp_path / "run" / "latents.npy").exists()
+  # What is drawn with has the factors in its kernels.
+  from convert_torch import load_diffusers_folder
+
+  plain, changed = (load_diffusers_folder(folder) for folder in (model, tmp_path / "run"))
+  was, now = (models.flatten(each.unet_params) for each in (plain, changed))
+  adapted = {path.removeprefix("lora/unet/").removesuffix("/up") for path in loaded if path.endswith("/up")}
+  assert {path for path in was if not np.array_equal(was[path], now[path])} == {p for p in adapted if p in was}
+  path = "down_0/attentions_0/blocks/layers/attention/query/kernel"
+  tree = {path: was[path], **{f"{path}/{k}": loaded[f"lora/unet/{path}/{k}"] for k in ("down", "up")}}
+  expected = lora.merged(
+    models.unflatten({path: tree[path]}), models.unflatten({p: x for p, x in tree.items() if p != path}), 4.0
+  )
+  np.testing.assert_array_equal(now[path], models.flatten(expected)[path])
+  with pytest.raises(UserError, match="trains other parameters"):
+    tiny_drawing.run(tmp_path / "run", model, data, 4)
+
+
+def test_mistakes_are_told_before_the_work(inputs, tmp_path):
+  model, data = inputs
+  for changes, message in (
+    ({"resolution": 18}, "RESOLUTION 18 must be a multiple of 4"),
+    ({"batch_size": 6}, "BATCH_SIZE 6 cannot be"),
+    ({"caption": "猫", "data": str(data / "0.png")}, "CAPTION is for a folder"),
+    ({"data": str(tmp_path)}, "holds no image"),
+    ({"caption_length": 9}, "has positions for 8"),
+    ({"noise": dict}, None),
+  ):
+    if message is None:
+      with pytest.raises(UserError, match="MIN_SNR_GAMMA"):
+        Noise(min_snr_gamma=0)
+      continue
+    with pytest.raises(UserError, match=message):
+      tiny_drawing.run(tmp_path / "run", model, data, 1, **changes) if "data" not in changes else tiny_drawing.run(
+        tmp_path / "run", model, changes.pop("data"), 1, **changes
+      )
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_sheet_has_as_many_rows_as_columns_or_fewer():
+  images = np.arange(3)[:, None, None, None] / 4 * np.ones((3, 2, 2, 3))
+  sheet = side_by_side(images)
+  assert sheet.shape == (4, 4, 3)
+  assert [sheet[i, j, 0] for i, j in ((0, 0), (0, 2), (2, 0), (2, 2))] == [0, 0.25, 0.5, 1]
