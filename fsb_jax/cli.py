@@ -256,9 +256,9 @@ def convert_import(
 @convert_app.command("export")
 def convert_export(
   source: Annotated[Path, typer.Argument(help="A folder of ours, or a training run's.")],
-  target: Annotated[Path, typer.Argument(help="New Hub folder.")],
+  target: Annotated[Path, typer.Argument(help="New Hub folder; of a LoRA run also NAME.safetensors.")],
   dtype: Annotated[str, typer.Option(help="Of the tensors: float32, float16 or bfloat16.")] = "float32",
-  family: Annotated[str | None, typer.Option(help="Write this family's layout: llama, fengshen_llama.")] = None,
+  family: Annotated[str | None, typer.Option(help="Write this layout: llama, fengshen_llama; of a LoRA file kohya.")] = None,
   vocab_size: Annotated[int | None, typer.Option(help="Tokens to write; the model's if not given.")] = None,
   tensor_parallel: Annotated[int | None, typer.Option(help="Cut into part_0, part_1, ... for so many devices.")] = None,
 ) -> None:

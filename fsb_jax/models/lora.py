@@ -150,7 +150,9 @@ class Adapted(nn.Module):
       self.param("model", draw)
       self.param("lora", lambda key: fresh_factors(key, boxed, self.pattern, self.rank))
     params, factors = (nn.meta.unbox(self.get_variable("params", name)) for name in ("model", "lora"))
-    rngs = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
+    # What needs a key where there is none takes that of the parameters when these are made, and fails later.
+    drawn = self.is_initializing() or self.has_rng("dropout")
+    rngs = {"dropout": self.make_rng("dropout")} if drawn else {}
     return model.apply({"params": merged(params, factors, self.alpha)}, *args, **inputs, rngs=rngs)
 
 

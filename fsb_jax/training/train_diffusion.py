@@ -212,8 +212,8 @@ def train(
   multihost.require_equal("settings", repr((config_text, order, train_steps, partitioner.describe(), periods, levers)))
   with only_run_in(folder):
     if first_step:
-      require_same_order(store, first_step, order)
       _require_same_factors(folder, factors)
+      require_same_order(store, first_step, order)
       write_config(folder, config_text, first_step)
     else:
       _describe(folder, source, run, parts, factors, config_text)

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from convert_torch import change, diffusion_run, hub
-from convert_torch.diffusers_folder import save_diffusers_folder
 from convert_torch.sources import beside, is_gguf, tokenizer_folder
 from fsb_jax import checkpoints, models
 from fsb_jax.errors import UserError
@@ -65,7 +64,8 @@ def export_checkpoint(
     source: a folder of ours.
     target: where; must not exist, or be empty.
     dtype: see `save_hub_folder`.
-    family: in whose layout, where the model's own has another name: "llama", "fengshen_llama".
+    family: in whose layout, where the model's own has another name: "llama", "fengshen_llama"; of LoRA factors that
+      are written to a .safetensors file "diffusers" or "kohya".
     vocab_size: tokens to write, where they are not as many as the model's, see `models.resize_vocabulary`.
     tensor_parallel: see `save_hub_folder`.
     max_shard_bytes: see `save_hub_folder`.
@@ -75,10 +75,9 @@ def export_checkpoint(
   """
   checkpoints.require_empty(target)
   if (checkpoints.home(source) / "model_index.json").is_file():
-    if (family, vocab_size, tensor_parallel) != (None, None, None):
-      raise UserError("family, vocab_size and tensor_parallel are not for models that draw; leave them out")
-    run = diffusion_run.load_run(Path(source))
-    save_diffusers_folder(target, run, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    if vocab_size is not None or tensor_parallel is not None:
+      raise UserError("vocab_size and tensor_parallel are not for models that draw; leave them out")
+    diffusion_run.export_run(source, target, dtype=dtype, layout=family, max_shard_bytes=max_shard_bytes)
     return
   model = load_ours(source)
   model = model if vocab_size is None else change.to_vocabulary(model, vocab_size)

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from convert_torch import io
-from convert_torch.diffusers_folder import UNET, DiffusersModel, TextEncoder, read_config, read_model_index, read_parts
+from convert_torch.diffusers_folder import (
+  UNET,
+  DiffusersModel,
+  TextEncoder,
+  read_config,
+  read_model_index,
+  read_parts,
+  save_diffusers_folder,
+)
+from convert_torch.lora_files import save_lora
 from fsb_jax import checkpoints, models
 from fsb_jax.errors import UserError
 from fsb_jax.models import diffusion, lora
@@ -74,6 +83,33 @@ def read_run(folder: Path | str, run: models.Run) -> DiffusersModel:
     model, unet_config=read_config(home / "unet", UNET, said["unet"], run), hf_configs={**model.hf_configs, **said},
     text_encoders=[TextEncoder(family.name, config, {}, head)],
   )  # fmt: skip
+
+
+def export_run(
+  folder: Path | str, target: Path | str, *, dtype: str = "float32", layout: str | None = None,
+  max_shard_bytes: int = 5 * 10**9,
+) -> None:  # fmt: skip
+  """Writes the model of a run as a folder that `diffusers` loads, or its LoRA factors as a file.
+
+  Args:
+    folder: see `load_run`.
+    target: where; a name that ends in .safetensors is a file for the factors alone.
+    dtype: see `save_diffusers_folder`.
+    layout: of a file of factors, see `lora_files.save_lora`; None for "diffusers".
+    max_shard_bytes: see `save_diffusers_folder`.
+
+  Raises:
+    UserError: see `load_run`, `save_diffusers_folder` and `save_lora`; or there are no factors.
+  """
+  if Path(target).suffix != ".safetensors":
+    if layout is not None:
+      raise UserError(f"family {layout!r} is for a file of LoRA factors; name one that ends in .safetensors")
+    save_diffusers_folder(target, load_run(folder), dtype=dtype, max_shard_bytes=max_shard_bytes)
+    return
+  params, _, said = checkpoints.load_folder(folder)
+  if not said.get("lora"):
+    raise UserError(f"{folder} trained whole kernels, not LoRA factors; export it to a folder")
+  save_lora(target, params["lora"], read_run(folder, models.Run()), alpha=said["lora"]["alpha"], layout=layout or "diffusers")
 
 
 def load_run(folder: Path | str, *, run: models.Run | None = None) -> DiffusersModel:

@@ -192,19 +192,21 @@ def save_lora(
     adapted = [kernel for kernel in kernels if f"{part}/{kernel.path}/down" in flat]
     if not adapted:
       continue
-    downs, ups, alphas = ([flat[f"{part}/{kernel.path}/{kind}"] for kernel in adapted] for kind in ("down", "up", "alpha"))
-    written |= {f"{part}/{kernel.path}/{kind}" for kernel in adapted for kind in ("down", "up", "alpha")}
+    kinds = ("down", "up", "alpha")
+    downs, ups, alphas = ([flat[f"{part}/{kernel.path}/{kind}"] for kernel in adapted] for kind in kinds)
+    written |= {f"{part}/{kernel.path}/{kind}" for kernel in adapted for kind in kinds}
     down = np.concatenate([kernel.their_down(x) for kernel, x in zip(adapted, downs)])
     # Next to kernels that are not changed, or have a scale of their own, the scale must be within.
     fold = layout == "diffusers" or len(kernels) > 1
     scales = [float(a) / x.shape[-1] if fold else 1.0 for a, x in zip(alphas, downs)]
     up = _beside(kernels, dict(zip((k.path for k in adapted), zip(ups, scales))), modules.configs[part])
     up = up.reshape(up.shape + (1,) * (down.ndim - 2))
-    first, *other = ("lora_A.weight", "lora_B.weight") if layout == "diffusers" else ("lora_down.weight", "lora_up.weight")
-    stem = f"{part}.{name}" if layout == "diffusers" else _KOHYA[part][0] + name.replace(".", "_")
-    tensors[f"{stem}.{first}"], tensors[f"{stem}.{other[0]}"] = down, up
-    if layout == "kohya":
-      tensors[f"{stem}.alpha"] = np.float32(len(down) if fold else alphas[0])
+    if layout == "diffusers":
+      tensors |= {f"{part}.{name}.lora_A.weight": down, f"{part}.{name}.lora_B.weight": up}
+      continue
+    stem = _KOHYA[part][0] + name.replace(".", "_")
+    tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+    tensors[f"{stem}.alpha"] = np.float32(len(down) if fold else alphas[0])
   homeless = sorted({*flat} - written)
   if homeless or not tensors:
     raise UserError(f"{path}: {homeless[0] if homeless else 'nothing'} is no LoRA factor of this model")

@@ -52,7 +52,8 @@ def read(unet, text_encoder, folder, **options):
   hub_model = hub.load_hub_folder(folder / "text_encoder", run=module.config.run)
   built = models.build(hub_model.family, hub_model.config, hub_model.head, None)
   options = {"schedule": schedule(), **options}
-  return diffusion.Denoiser(module, built, **options), {"unet": unet_params, "text_encoder": hub_model.params}, hub_model
+  params = {"unet": unet_params, "text_encoder": hub_model.params}
+  return diffusion.Denoiser(module, built, **options), params, hub_model
 
 
 def small(dtype="float64", **options):
