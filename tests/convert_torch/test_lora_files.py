@@ -44,7 +44,8 @@ def theirs():
     vocab_size=16, hidden_size=12, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
     max_position_embeddings=8,
   )  # fmt: skip
-  return tiny_diffusers.unet(dtype=torch.float32), tiny_diffusers.randomised(transformers.BertModel(config), torch.float32)
+  reader = tiny_diffusers.randomised(transformers.BertModel(config), torch.float32)
+  return tiny_diffusers.unet(dtype=torch.float32), reader
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,8 @@ def files(theirs, tmp_path_factory):
       up = random.normal(size=(len(weight), RANK, *(1,) * (weight.ndim - 2))).astype(np.float32)
       diffusers_names |= {f"{part}.{name}.lora_A.weight": down, f"{part}.{name}.lora_B.weight": up * ALPHA / RANK}
       key = start[part] + name.replace(".", "_")
-      kohya_names |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": np.array(ALPHA, np.float32)}
+      kohya_names |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+      kohya_names[f"{key}.alpha"] = np.array(ALPHA, np.float32)
       change = up.reshape(len(weight), RANK) @ down.reshape(RANK, -1) * ALPHA / RANK
       with torch.no_grad():
         weight.add_(torch.tensor(change.reshape(weight.shape)))
@@ -135,7 +137,8 @@ def test_stacked_layers_and_one_alpha(files, tmp_path):
     unet_params=checkpoints.to_layout(before.unet_params, False),
   )  # fmt: skip
   changed = lora_files.with_lora(unrolled, lora_files.load_lora(tmp_path / "a.safetensors", unrolled))
-  np.testing.assert_allclose(models.flatten(changed.unet_params)[path.replace("layers/", "layers_0/")], expected[0], atol=1e-5)
+  first = models.flatten(changed.unet_params)[path.replace("layers/", "layers_0/")]
+  np.testing.assert_allclose(first, expected[0], atol=1e-5)
 
 
 def test_metadata_of_diffusers_give_the_scale(files, tmp_path):

@@ -76,11 +76,11 @@ def test_gradients_are_those_of_the_changed_kernels():
   params["lora"] = jax.tree.map(lambda x: x + random.normal(size=x.shape), params["lora"])
   changed = lora.with_changes(params, 6.0)
 
-    def loss(module, params):
-      return (module.apply({"params": params}, IDS).last_hidden_state ** 3).sum()
+  def loss(module, params):
+    return (module.apply({"params": params}, IDS).last_hidden_state ** 3).sum()
 
-    value, gradients = jax.jit(jax.value_and_grad(lambda p: loss(adapted, p)))(params)
-    expected, slopes = jax.jit(jax.value_and_grad(lambda p: loss(model, p)))(changed)
+  value, gradients = jax.jit(jax.value_and_grad(lambda p: loss(adapted, p)))(params)
+  expected, slopes = jax.jit(jax.value_and_grad(lambda p: loss(model, p)))(changed)
   assert abs(value - expected) < 1e-9 * abs(expected)
   slopes, ours, factors = (models.flatten(tree) for tree in (slopes, gradients["lora"], params["lora"]))
   assert len(ours) == 4

@@ -22,14 +22,17 @@ from fsb_jax.training.loop import Periods
 from fsb_jax.training.optimizers import adamw, schedule
 from fsb_jax.training.train_diffusion import side_by_side
 
-DATA = Path(os.environ.get("FSB_DATA_DIR") or Path(__file__).parents[3] / "shared" / "data") / "captioned_images_emoji_zh"
+ALL = Path(os.environ.get("FSB_DATA_DIR") or Path(__file__).parents[3] / "shared" / "data")
+DATA = ALL / "captioned_images_emoji_zh"
 # Of different colours and forms: a face, an apple, a house, ...
 SHOWN, SIDE = 6, 32
 
 
 def learned_autoencoder(images, steps=500):
   """An autoencoder that knows these images, and its config, whose latents have a standard deviation of 1."""
-  config = diffusion.AutoencoderConfig(channels=(16, 32), resnets=1, norm_groups=4, sample_size=SIDE, middle_attention=False)
+  config = diffusion.AutoencoderConfig(
+    channels=(16, 32), resnets=1, norm_groups=4, sample_size=SIDE, middle_attention=False
+  )
   module = diffusion.Autoencoder(config)
   optimizer = optax.adam(optax.cosine_decay_schedule(4e-3, steps))
   params = jax.tree.map(jnp.asarray, tiny_drawing.drawn(diffusion.abstract_params(module), 0))
@@ -69,8 +72,8 @@ def test_images_are_drawn_by_their_captions(tmp_path):
   images = np.stack([prepare(image) for image in image_caption_task("emoji", {"train": data}).examples("train")])
   params, autoencoder = learned_autoencoder(images)
   unet = diffusion.UNetConfig(
-    channels=(32, 64), resnets=(1, 1), heads=(4, 4), depths=(0, 1), text_dim=32, text_only=(False, False), norm_groups=8,
-    sample_size=SIDE // 2,
+    channels=(32, 64), resnets=(1, 1), heads=(4, 4), depths=(0, 1), text_dim=32, text_only=(False, False),
+    norm_groups=8, sample_size=SIDE // 2,
   )  # fmt: skip
   model = tiny_drawing.model_folder(
     tmp_path, characters=sorted({*"".join(captions)}), unet=unet, autoencoder=autoencoder, autoencoder_params=params

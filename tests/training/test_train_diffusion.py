@@ -85,9 +85,20 @@ def test_factors_alone(inputs, tmp_path):
     target = tmp_path / f"{layout}.safetensors"
     cli.app(["convert", "export", str(tmp_path / "run"), str(target), "--family", layout], standalone_mode=False)
     merged = lora_files.with_lora(plain, lora_files.load_lora(target, plain))
-    for ours, want in ((merged.unet_params, changed.unet_params), (merged.text_encoders[0].params, changed.text_encoders[0].params)):
+    texts = (each.text_encoders[0].params for each in (merged, changed))
+    for ours, want in ((merged.unet_params, changed.unet_params), tuple(texts)):
       for name, x in models.flatten(want).items():
         np.testing.assert_allclose(models.flatten(ours)[name], x, atol=1e-6)
+  # Drawn with the run, and with the factors beside the model before.
+  from fsb_jax.pipelines.text_to_image import TextToImage
+
+  pictures = [
+    TextToImage(folder, **options)("红色", steps=2, seed=1, guidance=1)[0]
+    for folder, options in ((tmp_path / "run", {}), (model, {"lora": {target: 1.0}}), (model, {}))
+  ]
+  one, same, other = (np.asarray(picture.image, int) for picture in pictures)
+  assert np.abs(one - same).max() <= 1 and np.abs(one - other).max() > 1
+  assert pictures[1].settings["lora"] == f"{target}=1.0" and "lora" not in pictures[0].settings
   with pytest.raises(UserError, match="trains other parameters"):
     tiny_drawing.run(tmp_path / "run", model, data, 4)
 

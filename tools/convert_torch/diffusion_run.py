@@ -109,7 +109,8 @@ def export_run(
   params, _, said = checkpoints.load_folder(folder)
   if not said.get("lora"):
     raise UserError(f"{folder} trained whole kernels, not LoRA factors; export it to a folder")
-  save_lora(target, params["lora"], read_run(folder, models.Run()), alpha=said["lora"]["alpha"], layout=layout or "diffusers")
+  model, alpha = read_run(folder, models.Run()), said["lora"]["alpha"]
+  save_lora(target, params["lora"], model, alpha=alpha, layout=layout or "diffusers")
 
 
 def load_run(folder: Path | str, *, run: models.Run | None = None) -> DiffusersModel:
@@ -130,7 +131,8 @@ def load_run(folder: Path | str, *, run: models.Run | None = None) -> DiffusersM
     params = lora.with_changes(params, said["lora"]["alpha"])
   model = read_run(folder, run)
   (encoder,) = model.text_encoders
-  unet, text_encoder = diffusion.UNet(model.unet_config), models.build(encoder.family, encoder.config, encoder.head, None)
+  unet = diffusion.UNet(model.unet_config)
+  text_encoder = models.build(encoder.family, encoder.config, encoder.head, None)
   boxed = {"unet": diffusion.abstract_params(unet), "text_encoder": models.abstract_params(text_encoder)}
   saved = models.flatten(checkpoints.to_layout(params, run.scan_layers))
   # A run on a mesh pads the vocabulary.
