@@ -1,6 +1,7 @@
 """Whole runs of models that draw: what they train, keep, resume and give away."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import tiny_drawing
 from PIL import Image
 
 from fsb_jax import checkpoints, cli, models
-from fsb_jax.errors import UserError
+from fsb_jax.errors import Stopped, UserError
 from fsb_jax.models import lora
+from fsb_jax.training.images import ImageLoader
 from fsb_jax.training.levers import Levers
+from fsb_jax.training.loop import Periods
 from fsb_jax.training.train_diffusion import Factors, Noise, side_by_side
 
 
@@ -124,3 +127,29 @@ def test_a_sheet_has_as_many_rows_as_columns_or_fewer():
   sheet = side_by_side(images)
   assert sheet.shape == (4, 4, 3)
   assert [sheet[i, j, 0] for i, j in ((0, 0), (0, 2), (2, 0), (2, 2))] == [0, 0.25, 0.5, 1]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(inputs, tmp_path, monkeypatch):
+  model, data = inputs
+  others = tiny_drawing.images(tmp_path / "others", count=3, words="白")
+  options = dict(random_crop=True, flip=True, class_data=str(others), periods=Periods(log=1, checkpoint=None))
+  tiny_drawing.run(tmp_path / "whole", model, data, 3, **options)
+  stream = ImageLoader.stream
+
+  def stopped(self, first_step, last_step):
+    for number, batch in enumerate(stream(self, first_step, last_step), first_step):
+      if number == 1:
+        signal.raise_signal(signal.SIGTERM)
+      yield batch
+
+  monkeypatch.setattr(ImageLoader, "stream", stopped)
+  with pytest.raises(Stopped):
+    tiny_drawing.run(tmp_path / "stopped", model, data, 3, **options)
+  monkeypatch.undo()
+  assert checkpoints.CheckpointStore(tmp_path / "stopped").latest_step() == 2
+  tiny_drawing.run(tmp_path / "stopped", model, data, 3, **options)
+  whole, again = (parameters(tmp_path / name) for name in ("whole", "stopped"))
+  assert {*whole} == {*again}
+  for path, x in whole.items():
+    np.testing.assert_array_equal(again[path], x, err_msg=path)

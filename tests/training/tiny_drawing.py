@@ -52,8 +52,10 @@ def drawn(boxed, seed):
   return models.unflatten(made)
 
 
-def model_folder(folder, characters=WORDS + "色", unet=UNET, autoencoder=AUTOENCODER, autoencoder_params=None):
-  """Writes a tiny random model in the layout of diffusers."""
+def model_folder(
+  folder, characters=WORDS + "色", unet=UNET, autoencoder=AUTOENCODER, autoencoder_params=None, **scheduler
+):
+  """Writes a tiny random model in the layout of diffusers; `scheduler` are options of its noise."""
   encodings.bert_tokenizer_from_characters(characters, folder / "tokenizer")
   vocab_size = len(encodings.load_tokenizer(folder / "tokenizer"))
   text = dataclasses.replace(
@@ -72,7 +74,7 @@ def model_folder(folder, characters=WORDS + "色", unet=UNET, autoencoder=AUTOEN
   }  # fmt: skip
   model = DiffusersModel(
     unet_config=unet, unet_params=drawn(diffusion.abstract_params(module), 2), autoencoder_config=autoencoder,
-    autoencoder_params=autoencoder_params, scheduler_config=SCHEDULER, model_index=index,
+    autoencoder_params=autoencoder_params, scheduler_config={**SCHEDULER, **scheduler}, model_index=index,
     text_encoders=[TextEncoder("bert", text, drawn(models.abstract_params(reader), 3), "base")],
     tokenizer_folders=(folder / "tokenizer",), hf_configs={"text_encoder": {"model_type": "bert"}},
   )  # fmt: skip
