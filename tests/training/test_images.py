@@ -123,11 +123,12 @@ def test_latents_are_made_once(made, tmp_path):
   np.testing.assert_array_equal(latents[5, ..., 0], Preparation(16)(made[0][5])[::2, ::2, 0])
   cached_latents(loader(made), encode, "one", tmp_path, batch_size=4)
   assert len(calls) == 2
-  # Other images, or another autoencoder.
-  cached_latents(loader(made, preparation=Preparation(8)), encode, "one", tmp_path, batch_size=6)
+  # Another autoencoder, or other images.
   cached_latents(loader(made), encode, "two", tmp_path, batch_size=6)
+  assert len(calls) == 3
+  cached_latents(loader(made, preparation=Preparation(8)), encode, "two", tmp_path, batch_size=6)
   assert len(calls) == 4
-  served.latents = latents
+  latents = served.latents = cached_latents(loader(made), encode, "two", tmp_path, batch_size=6)
   batch = next(served.batches(0))
   assert "pixel_values" not in batch and (batch["latent_deviation"] == 0.5).all()
   np.testing.assert_array_equal(batch["latent_mean"][..., 0], latents[batch["example_ids"], ..., 0])
