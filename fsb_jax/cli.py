@@ -211,6 +211,9 @@ def draw(
   image: Annotated[Path | None, typer.Option(help="An image to begin with.")] = None,
   mask: Annotated[Path | None, typer.Option(help="White where that image is drawn anew.")] = None,
   strength: Annotated[float | None, typer.Option(help="How much of that image is lost, up to 1.")] = None,
+  lora: Annotated[
+    list[str] | None, typer.Option(help="A LoRA file, or FILE=STRENGTH where 1 is as it was trained; repeatable.")
+  ] = None,
   ascii_punctuation: Annotated[
     bool, typer.Option("--ascii-punctuation", help="Write full-width punctuation as ASCII: fewer watermarks.")
   ] = False,
@@ -227,9 +230,18 @@ def draw(
   paths = draw_to_folder(
     model, prompt or [], output, size=size, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed,
     images_per_prompt=count, scheduler=scheduler, image=image, mask=mask, strength=strength,
-    ascii_punctuation=ascii_punctuation,
+    ascii_punctuation=ascii_punctuation, lora=dict(map(_file_and_strength, lora or [])),
   )  # fmt: skip
   print("\n".join(map(str, paths)))
+
+
+def _file_and_strength(text: str) -> tuple[str, float]:
+  """FILE, or FILE=STRENGTH."""
+  path, equals, strength = text.rpartition("=")
+  try:
+    return (path, float(strength)) if equals else (text, 1.0)
+  except ValueError:
+    raise UserError(f"--lora {text} must be FILE or FILE=STRENGTH, such as style.safetensors=0.7") from None
 
 
 def _named_value(text: str) -> tuple[str, Any]:
@@ -360,9 +372,9 @@ def convert_import(
 @convert_app.command("export")
 def convert_export(
   source: Annotated[Path, typer.Argument(help="A folder of ours, or a training run's.")],
-  target: Annotated[Path, typer.Argument(help="New Hub folder.")],
+  target: Annotated[Path, typer.Argument(help="New Hub folder; of a LoRA run also NAME.safetensors.")],
   dtype: Annotated[str, typer.Option(help="Of the tensors: float32, float16 or bfloat16.")] = "float32",
-  family: Annotated[str | None, typer.Option(help="Write this family's layout: llama, fengshen_llama.")] = None,
+  family: Annotated[str | None, typer.Option(help="Write this layout: llama, fengshen_llama; kohya (LoRA).")] = None,
   vocab_size: Annotated[int | None, typer.Option(help="Tokens to write; the model's if not given.")] = None,
   tensor_parallel: Annotated[int | None, typer.Option(help="Cut into part_0, part_1, ... for so many devices.")] = None,
 ) -> None:

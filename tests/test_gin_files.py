@@ -9,14 +9,14 @@ import pytest
 import gin
 from fsb_jax import models
 from fsb_jax.errors import UserError
-from fsb_jax.training import gin_utils
+from fsb_jax.training import gin_utils, train_diffusion
 from fsb_jax.training.evaluate import evaluate
 from fsb_jax.training.infer import infer
 from fsb_jax.training.train import train
 
 GIN = Path(__file__).parent.parent / "gin"
 SIZES = sorted(str(path.relative_to(GIN)) for path in GIN.glob("models/*/*.gin") if path.name != "base.gin")
-FUNCTIONS = {"finetune": train, "eval": evaluate, "infer": infer}
+FUNCTIONS = {"finetune": train, "eval": evaluate, "infer": infer, "draw_finetune": train_diffusion.train}
 RUN = ["MIXTURE_OR_TASK_NAME=tnews", "MODEL_DIR=run", "TRAIN_STEPS=5"]
 
 
@@ -61,7 +61,8 @@ def test_a_family_without_a_size_asks_for_one(family):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_runs_say_what_is_required(name):
-  with pytest.raises(UserError, match="leave .*MIXTURE_OR_TASK_NAME.* to you"):
+  data = "DATA" if name == "draw_finetune" else "MIXTURE_OR_TASK_NAME"
+  with pytest.raises(UserError, match=f"leave .*{data}.* to you"):
     gin_utils.configured(FUNCTIONS[name], [f"runs/{name}.gin"], [])
   header = (GIN / "runs" / f"{name}.gin").read_text().split("from __gin__")[0]
   body = (GIN / "runs" / f"{name}.gin").read_text()
@@ -81,6 +82,14 @@ def test_every_argument_can_be_set():
     body = (GIN / "runs" / f"{name}.gin").read_text()
     arguments = set(inspect.signature(function).parameters) - {"config_text"}
     assert [argument for argument in sorted(arguments) if f"\n  {argument} = " not in body] == []
+
+
+def test_a_file_may_name_what_is_run(monkeypatch):
+  values = ["INITIAL_CHECKPOINT_PATH=x", "DATA=y", "MODEL_DIR=z", "TRAIN_STEPS=3", "LORA=@train_diffusion.Factors()"]
+  call, _ = gin_utils.configured(train, ["runs/draw_finetune.gin"], [*values, "LORA_RANK=7", "BATCH_SIZE=0"])
+  with pytest.raises(UserError, match="^BATCH_SIZE must be a whole number above 0"):
+    call(config_text="of the run")
+  assert gin.query_parameter("%LORA").scoped_configurable_fn() == train_diffusion.Factors(rank=7)
 
 
 def test_the_resolved_config_can_be_run_again(tmp_path):

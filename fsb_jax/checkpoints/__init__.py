@@ -9,6 +9,7 @@ from fsb_jax.checkpoints.metadata import (
   read_json,
   read_metadata,
   step_folder,
+  write_json,
   write_metadata,
 )
 from fsb_jax.checkpoints.store import (
@@ -42,5 +43,6 @@ __all__ = [
   "save_folder",
   "step_folder",
   "to_layout",
+  "write_json",
   "write_metadata",
 ]

@@ -83,8 +83,8 @@ def is_checkpoint(folder: Path | str) -> bool:
 
 def write_metadata(folder: Path, metadata: Metadata, hf_config: dict) -> None:
   """Writes `metadata.json` and `config.json` into `folder`."""
-  _write_json(folder / "config.json", hf_config)
-  _write_json(folder / _FILE, dataclasses.asdict(metadata))
+  write_json(folder / "config.json", hf_config)
+  write_json(folder / _FILE, dataclasses.asdict(metadata))
 
 
 def read_metadata(folder: Path | str) -> tuple[Metadata, dict]:
@@ -114,7 +114,8 @@ def read_json(path: Path) -> dict:
   return value
 
 
-def _write_json(path: Path, value: dict) -> None:
+def write_json(path: Path, value: dict) -> None:
+  """Writes a JSON object."""
   # Written whole and then renamed: a reader never sees half a file.
   temporary = path.with_name(path.name + ".tmp")
   temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

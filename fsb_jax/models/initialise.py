@@ -15,6 +15,8 @@ from fsb_jax.models.layers import at_least_float32
 
 def input_names(model: nn.Module) -> tuple[str, ...]:
   """The arrays that a model and its head take, by the names of their parameters."""
+  # One with factors beside it is called like the model itself.
+  model = getattr(model, "adapted", model)
   # Beyond the module itself; of a head, beyond what the model gives it.
   head = getattr(model, "head", None)
   callables = [(type(model), 1)] + ([] if head is None else [(type(head), 4)])

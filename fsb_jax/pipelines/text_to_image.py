@@ -2,7 +2,7 @@
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,14 @@ class TextToImage:
     mesh: a mesh, its sizes as a dict, or a `Partitioner`; None for the default device.
     dtype: of activations.
     param_dtype: of parameters.
+    lora: LoRA files of diffusers or kohya-ss -> how strongly each changes the model, 1 for as it was trained.
     variant: which files to read where a folder holds several, such as "fp16".
   """
 
   def __init__(
     self, model: str | Path, *, batch_size: int = 4, safety_checker: Callable | None = None, mesh: Any = None,
-    dtype: str = "float32", param_dtype: str = "float32", variant: str | None = None,
+    dtype: str = "float32", param_dtype: str = "float32",
+    lora: Mapping[str | Path, float] = {}, variant: str | None = None,
   ):  # fmt: skip
     if batch_size < 1:
       raise UserError(f"batch_size={batch_size} draws nothing; give at least 1")
@@ -67,7 +69,7 @@ class TextToImage:
     missing = [name for name in _PARTS if not (folder / name).exists()]
     if missing:
       raise UserError(f"{model} is no folder of diffusers: it lacks {missing[0]}, {_PARTS[missing[0]]}")
-    from convert_torch import load_diffusers_folder
+    from convert_torch import load_diffusers_folder, lora_files
 
     self._name, self._batch_size, self._checker = str(model), batch_size, safety_checker
     partitioner = mesh if mesh is None or isinstance(mesh, Partitioner) else Partitioner(mesh)
@@ -76,6 +78,9 @@ class TextToImage:
       vocab_multiple=partitioner.vocab_multiple if partitioner else 1,
     )  # fmt: skip
     loaded = load_diffusers_folder(folder, run=run, variant=variant)
+    for path, strength in lora.items():
+      loaded = lora_files.with_lora(loaded, lora_files.load_lora(path, loaded), strength)
+    self._lora = ", ".join(f"{path}={strength}" for path, strength in lora.items())
     self._scheduler_config = loaded.scheduler_config
     unet, autoencoder = diffusion.UNet(loaded.unet_config), diffusion.Autoencoder(loaded.autoencoder_config)
     self._model = ImageModel(
@@ -192,6 +197,7 @@ class TextToImage:
       "negative_prompt": negative_prompt or "", "steps": steps, "guidance": guidance, "scheduler": schedule.sampler,
       "size": f"{width}x{height}", "model": self._name, "version": __version__,
     }  # fmt: skip
+    settings |= {"lora": self._lora} if self._lora else {}
     settings |= {"strength": strength} if before is not None else {}
     return [
       Drawing(

@@ -20,14 +20,14 @@ def configured(
   """Reads gin files and flags.
 
   Args:
-    function: what they configure.
+    function: what they configure, unless they set the macro RUN to another one.
     gin_files: paths, absolute or relative to the current folder, to `search_paths`, or to the package ("gin/runs/...",
       "runs/...").
     bindings: `NAME=VALUE` as after `--gin.`; one that is no Python value is taken as a string.
     search_paths: more folders to look in.
 
   Returns:
-    `function` with its arguments bound, and the whole configuration as a gin file.
+    The function with its arguments bound, and the whole configuration as a gin file.
 
   Raises:
     UserError: a file, name or value that does not exist, or a required macro that is not set.
@@ -51,6 +51,8 @@ def configured(
   except Exception as error:
     raise UserError(f"gin: {_first_line(error)}") from error
   bound = gin.get_configurable(function)
+  if "RUN" in _macros():
+    bound = gin.query_parameter("%RUN").scoped_configurable_fn
   unset = [name for name in sorted(_macros()) if repr(gin.query_parameter(f"%{name}")) == "%gin.REQUIRED"]
   if unset:
     flags = " ".join(f"--gin.{name}=..." for name in unset)

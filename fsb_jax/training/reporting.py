@@ -51,6 +51,15 @@ class MetricWriter:
     self._events.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
     self._events.flush()
 
+  def write_image(self, step: int, name: str, png: bytes, width: int, height: int) -> None:
+    """Shows a picture, a PNG file's bytes, in TensorBoard."""
+    if self._file is None:
+      return
+    picture = self._summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+    value = self._summary.Value(tag=name, image=picture)
+    self._events.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=[value])))
+    self._events.flush()
+
   def close(self) -> None:
     """Closes the files."""
     if self._file is not None:

@@ -1,11 +1,8 @@
 """Training from a gin file: read everything and check it, place the state on the mesh, then the loop."""
 
-import contextlib
 import dataclasses
-import fcntl
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,14 @@ from fsb_jax.training.levers import Levers
 from fsb_jax.training.loop import Loop, Periods, require_count
 from fsb_jax.training.losses import OBJECTIVES
 from fsb_jax.training.reporting import MetricWriter, TrainProgress, say
+from fsb_jax.training.run_folder import (
+  introduce,
+  only_run_in,
+  require_room,
+  require_same_order,
+  step_to_go_on_from,
+  write_config,
+)
 from fsb_jax.training.scores import KIND, Scores, read_metrics
 from fsb_jax.training.seeds import train_seeds
 from fsb_jax.training.start import (
@@ -35,9 +40,8 @@ from fsb_jax.training.start import (
   restore,
   resume_from,
   start_from,
-  training_item,
 )
-from fsb_jax.training.step import TrainState, Update, abstract_state, global_norm
+from fsb_jax.training.step import Update, abstract_state, global_norm
 
 
 def train(
@@ -135,7 +139,7 @@ def train(
     )
   folder = Path(str(model_dir)).expanduser()
   store = checkpoints.CheckpointStore(folder, keep_checkpoints, keep_every)
-  first_step = _step_to_go_on_from(store)
+  first_step = step_to_go_on_from(store)
   tokenizer = find_tokenizer(tokenizer, folder if first_step else initial_checkpoint_path)
   loader, scored = _loaders(
     task, tokenizer, partitioner, batch_size, eval_batch_size or batch_size, seed=seed, buckets=buckets,
@@ -160,14 +164,14 @@ def train(
   }
   multihost.require_equal("training or validation examples", repr([each.digest for each in (loader, *scored.values())]))
   multihost.require_equal("settings", repr((config_text, order, train_steps, partitioner.describe(), periods, levers)))
-  with _only_run_in(folder):
+  with only_run_in(folder):
     if first_step:
-      _require_same_order(store, first_step, order)
-      _write_config(folder, config_text, first_step)
+      require_same_order(store, first_step, order)
+      write_config(folder, config_text, first_step)
     else:
       _describe_run(folder, start, config_text)
     multihost.barrier("folder ready")
-    _require_room(folder, boxed)
+    require_room(folder, boxed)
     rows = read_metrics(folder / "metrics.jsonl", first_step)
     scores = Scores(
       best_metric or evaluation.default_metric(loader.objective),
@@ -191,7 +195,7 @@ def train(
       profile=folder / "tensorboard" if profile else None,
     )
     try:
-      _introduce(progress, start, partitioner, loader, scored, boxed, first_step, explain_partitioning)
+      introduce(progress, start, partitioner, loader, scored, boxed, first_step, explain_partitioning)
       last = loop.run(state)
       if first_step >= train_steps:
         progress.say(f"{folder} already holds step {first_step}; nothing left to train")
@@ -202,15 +206,6 @@ def train(
       # What is left to save is saved even after a mistake; but nobody waits for processes that are gone.
       if jax.process_count() == 1 or sys.exc_info()[0] is None:
         store.close()
-
-
-def _step_to_go_on_from(store: checkpoints.CheckpointStore) -> int:
-  """The newest checkpoint's step, 0 where there is none; UserError where it is damaged."""
-  step = store.latest_step()
-  if step is None:
-    return 0
-  store.require_whole(step)
-  return step
 
 
 def _loaders(
@@ -260,36 +255,6 @@ def _flops(start: Start, loader: Loader) -> dict[int, int] | None:
   return operations
 
 
-@contextlib.contextmanager
-def _only_run_in(folder: Path) -> Iterator[None]:
-  """UserError where another run trains in `folder`; the folder is made if it is missing."""
-  if jax.process_index() != 0:
-    yield
-    return
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  # Beside the folder, which must not exist before it can be filled as a whole.
-  path = folder.parent / f".{folder.name}.lock"
-  with path.open("w") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      raise UserError(f"another run is training in MODEL_DIR {folder}; wait for it or choose another folder") from None
-    try:
-      yield
-    finally:
-      path.unlink(missing_ok=True)
-
-
-def _require_room(folder: Path, boxed: TrainState) -> None:
-  """UserError where not even one checkpoint fits on the disk."""
-  parts = jax.tree.leaves((boxed.model_params, training_item(boxed)))
-  needed, free = sum(part.size * part.dtype.itemsize for part in parts), shutil.disk_usage(folder).free
-  if free < needed:
-    raise UserError(
-      f"a checkpoint takes {needed / 2**30:.1f} GiB but the disk of MODEL_DIR {folder} has {free / 2**30:.1f} GiB free"
-    )
-
-
 def _describe_run(folder: Path, start: Start, config_text: str | None) -> None:
   """Makes the run's folder, whole or not at all; one that was made but has no checkpoint yet is made again."""
   if jax.process_index() != 0:
@@ -300,54 +265,13 @@ def _describe_run(folder: Path, start: Start, config_text: str | None) -> None:
       start.metadata.family, start.metadata.label_names, start.hf_config
     ):
       raise UserError(f"MODEL_DIR {folder} was begun for another model or task; choose another or remove it")
-    _write_config(folder, config_text, 0)
+    write_config(folder, config_text, 0)
     return
   with checkpoints.new_folder(folder) as unfinished:
     save_tokenizer(start.tokenizer, unfinished)
-    _write_config(unfinished, config_text, None)
+    write_config(unfinished, config_text, None)
     checkpoints.write_metadata(unfinished, start.metadata, start.hf_config)
-
-
-def _write_config(folder: Path, text: str | None, step: int | None) -> None:
-  """Keeps the configuration as `config.gin`, and one that a run goes on with as `config-from-step-N.gin`."""
-  first = folder / "config.gin"
-  if text is None or jax.process_index() != 0 or (first.is_file() and first.read_text(encoding="utf-8") == text):
-    return
-  path = first if step is None else folder / f"config-from-step-{step}.gin"
-  path.write_text(text, encoding="utf-8")
-
-
-def _require_same_order(store: checkpoints.CheckpointStore, step: int, order: Mapping[str, Any]) -> None:
-  """UserError where a run would go on with other batches than it began with."""
-  saved = store.progress(step)
-  for name, value in order.items():
-    if saved.get(name) != value:
-      raise UserError(
-        f"MODEL_DIR {store.folder} holds a run with {name} {saved.get(name)}, this one has {value}; give the same or "
-        "choose another folder"
-      )
 
 
 def _scores_of(row: Mapping[str, Any]) -> dict[str, Any]:
   return {name: value for name, value in row.items() if name != "kind"}
-
-
-def _introduce(progress, start, partitioner, loader, scored, boxed, first_step, explain) -> None:
-  """What is about to happen, before the first compilation."""
-  count = sum(int(np.prod(box.shape)) for box in jax.tree.leaves(boxed.params))
-  progress.say(f"{start.metadata.family} {start.metadata.head}: {count:,} parameters on mesh {partitioner.describe()}")
-  if jax.process_count() > 1:
-    progress.say(f"{jax.process_count()} processes, {jax.local_device_count()} devices each")
-  if start.newly_initialised and first_step == 0:
-    progress.say(f"newly initialised: {', '.join(start.newly_initialised)}")
-  labels = f"{len(loader.label_names)} labels, " if loader.label_names else ""
-  progress.say(
-    f"{loader.num_examples:,} training examples, {sum(each.num_examples for each in scored.values()):,} for "
-    f"validation, {labels}batches of {loader.batch_size} at lengths {', '.join(map(str, loader.buckets))}"
-  )
-  if first_step:
-    progress.say(f"going on from step {first_step}")
-  if explain and jax.process_index() == 0:
-    from rich.console import Console
-
-    Console(file=sys.stderr).print(partitioner.explain(boxed.params))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convert_torch import change, hub
+from convert_torch import change, diffusion_run, hub
 from convert_torch.sources import beside, is_gguf, tokenizer_folder
 from fsb_jax import checkpoints, models
 from fsb_jax.errors import UserError
@@ -64,7 +64,8 @@ def export_checkpoint(
     source: a folder of ours.
     target: where; must not exist, or be empty.
     dtype: see `save_hub_folder`.
-    family: in whose layout, where the model's own has another name: "llama", "fengshen_llama".
+    family: in whose layout, where the model's own has another name: "llama", "fengshen_llama"; of LoRA factors that
+      are written to a .safetensors file "diffusers" or "kohya".
     vocab_size: tokens to write, where they are not as many as the model's, see `models.resize_vocabulary`.
     tensor_parallel: see `save_hub_folder`.
     max_shard_bytes: see `save_hub_folder`.
@@ -73,6 +74,11 @@ def export_checkpoint(
     UserError: the source is none of ours, or see `save_hub_folder`.
   """
   checkpoints.require_empty(target)
+  if (checkpoints.home(source) / "model_index.json").is_file():
+    if vocab_size is not None or tensor_parallel is not None:
+      raise UserError("vocab_size and tensor_parallel are not for models that draw; leave them out")
+    diffusion_run.export_run(source, target, dtype=dtype, layout=family, max_shard_bytes=max_shard_bytes)
+    return
   model = load_ours(source)
   model = model if vocab_size is None else change.to_vocabulary(model, vocab_size)
   model = model if family is None else change.to_family(model, family)

@@ -137,10 +137,10 @@ def load_diffusers_folder(
   parts: Collection[str] | None = None,
   variant: str | None = None,
 ) -> DiffusersModel:
-  """Reads a folder that `diffusers` wrote.
+  """Reads a folder that `diffusers` wrote, or that of a training run of such a model.
 
   Args:
-    folder: holds model_index.json and a folder for every part.
+    folder: holds model_index.json and a folder for every part; or see `diffusion_run.load_run`.
     run: dtypes and layout of layers; parameters are in `run.param_dtype`.
     parts: which of `PARTS` to read; by default all that model_index.json names.
     variant: of the weight files, such as "fp16"; None for the files without one.
@@ -149,6 +149,17 @@ def load_diffusers_folder(
     UserError: not such a folder, a part that it lacks or that we do not know, or weights that do not fit.
   """
   folder, run = Path(folder), run or models.Run()
+  if checkpoints.is_checkpoint(folder):
+    from convert_torch import diffusion_run
+
+    return diffusion_run.load_run(folder, run=run)
+  return read_parts(folder, run, parts, variant)
+
+
+def read_parts(
+  folder: Path, run: models.Run, parts: Collection[str] | None, variant: str | None = None
+) -> DiffusersModel:
+  """Reads parts of a folder in the layout of `diffusers`; see `load_diffusers_folder`."""
   model_index = read_model_index(folder)
   named = [part for part in PARTS if (model_index.get(part) or [None])[0] is not None]
   unknown = sorted(set(parts or ()) - set(PARTS))

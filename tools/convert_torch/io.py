@@ -146,6 +146,12 @@ def _open_safetensors(path: Path):
     ) from None
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+  """What a safetensors file says of itself."""
+  with _open_safetensors(path) as file:
+    return file.metadata() or {}
+
+
 def _read_safetensors(path: Path, infos: list[TensorInfo]) -> Iterator[tuple[TensorInfo, np.ndarray]]:
   with _open_safetensors(path) as file:
     for info in infos:

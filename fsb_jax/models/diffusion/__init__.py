@@ -5,6 +5,7 @@ Images and latents are `[batch, height, width, channels]`.
 
 from fsb_jax.models.diffusion.autoencoder import Autoencoder
 from fsb_jax.models.diffusion.config import UNET_SIZES, AutoencoderConfig, UNetConfig
+from fsb_jax.models.diffusion.denoiser import Denoiser, DenoisingOutput, require_trainable, signal_weights
 from fsb_jax.models.diffusion.hub_config import (
   autoencoder_config_from_hf,
   autoencoder_config_to_hf,
@@ -19,6 +20,8 @@ __all__ = [
   "UNET_SIZES",
   "Autoencoder",
   "AutoencoderConfig",
+  "Denoiser",
+  "DenoisingOutput",
   "UNet",
   "UNetConfig",
   "abstract_params",
@@ -28,6 +31,8 @@ __all__ = [
   "decode_tiled",
   "dummy_inputs",
   "embed_numbers",
+  "require_trainable",
+  "signal_weights",
   "unet_config_from_hf",
   "unet_config_to_hf",
 ]

@@ -1,0 +1,97 @@
+"""What every kind of training run does with its folder, and tells before it begins."""
+
+import contextlib
+import fcntl
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fsb_jax import checkpoints
+from fsb_jax.errors import UserError
+from fsb_jax.training.start import training_item
+from fsb_jax.training.step import TrainState
+
+
+def step_to_go_on_from(store: checkpoints.CheckpointStore) -> int:
+  """The newest checkpoint's step, 0 where there is none; UserError where it is damaged."""
+  step = store.latest_step()
+  if step is None:
+    return 0
+  store.require_whole(step)
+  return step
+
+
+@contextlib.contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+  """UserError where another run trains in `folder`; the folder is made if it is missing."""
+  if jax.process_index() != 0:
+    yield
+    return
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  # Beside the folder, which must not exist before it can be filled as a whole.
+  path = folder.parent / f".{folder.name}.lock"
+  with path.open("w") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      raise UserError(f"another run is training in MODEL_DIR {folder}; wait for it or choose another folder") from None
+    try:
+      yield
+    finally:
+      path.unlink(missing_ok=True)
+
+
+def require_room(folder: Path, boxed: TrainState) -> None:
+  """UserError where not even one checkpoint fits on the disk."""
+  parts = jax.tree.leaves((boxed.model_params, training_item(boxed)))
+  needed, free = sum(part.size * part.dtype.itemsize for part in parts), shutil.disk_usage(folder).free
+  if free < needed:
+    raise UserError(
+      f"a checkpoint takes {needed / 2**30:.1f} GiB but the disk of MODEL_DIR {folder} has {free / 2**30:.1f} GiB free"
+    )
+
+
+def write_config(folder: Path, text: str | None, step: int | None) -> None:
+  """Keeps the configuration as `config.gin`, and one that a run goes on with as `config-from-step-N.gin`."""
+  first = folder / "config.gin"
+  if text is None or jax.process_index() != 0 or (first.is_file() and first.read_text(encoding="utf-8") == text):
+    return
+  path = first if step is None else folder / f"config-from-step-{step}.gin"
+  path.write_text(text, encoding="utf-8")
+
+
+def require_same_order(store: checkpoints.CheckpointStore, step: int, order: Mapping[str, Any]) -> None:
+  """UserError where a run would go on with other batches than it began with."""
+  saved = store.progress(step)
+  for name, value in order.items():
+    if saved.get(name) != value:
+      raise UserError(
+        f"MODEL_DIR {store.folder} holds a run with {name} {saved.get(name)}, this one has {value}; give the same or "
+        "choose another folder"
+      )
+
+
+def introduce(progress, start, partitioner, loader, scored, boxed, first_step, explain) -> None:
+  """What is about to happen, before the first compilation."""
+  count = sum(int(np.prod(box.shape)) for box in jax.tree.leaves(boxed.params))
+  progress.say(f"{start.metadata.family} {start.metadata.head}: {count:,} parameters on mesh {partitioner.describe()}")
+  if jax.process_count() > 1:
+    progress.say(f"{jax.process_count()} processes, {jax.local_device_count()} devices each")
+  if start.newly_initialised and first_step == 0:
+    progress.say(f"newly initialised: {', '.join(start.newly_initialised)}")
+  labels = f"{len(loader.label_names)} labels, " if loader.label_names else ""
+  progress.say(
+    f"{loader.num_examples:,} training examples, {sum(each.num_examples for each in scored.values()):,} for "
+    f"validation, {labels}batches of {loader.batch_size} at lengths {', '.join(map(str, loader.buckets))}"
+  )
+  if first_step:
+    progress.say(f"going on from step {first_step}")
+  if explain and jax.process_index() == 0:
+    from rich.console import Console
+
+    Console(file=sys.stderr).print(partitioner.explain(boxed.params))
