@@ -155,8 +155,8 @@ def train(
   partitioner.validate(boxed.params)
   # What decides which examples a step sees; a run that goes on must have the same.
   order = {
-    "task": getattr(task, "name", task), "seed": seed, "batch_size": batch_size, "buckets": list(loader.buckets),
-    "training examples (sha256)": loader.digest,
+    "task": getattr(task, "name", task), "split": train_split, "seed": seed, "batch_size": batch_size,
+    "buckets": list(loader.buckets), "training examples (sha256)": loader.digest,
   }
   multihost.require_equal("training or validation examples", repr([each.digest for each in (loader, *scored.values())]))
   multihost.require_equal("settings", repr((config_text, order, train_steps, partitioner.describe(), periods, levers)))
@@ -321,7 +321,8 @@ def _require_same_order(store: checkpoints.CheckpointStore, step: int, order: Ma
   """UserError where a run would go on with other batches than it began with."""
   saved = store.progress(step)
   for name, value in order.items():
-    if saved.get(name) != value:
+    # A checkpoint from before something was recorded is told apart by its examples.
+    if saved.get(name, value) != value:
       raise UserError(
         f"MODEL_DIR {store.folder} holds a run with {name} {saved.get(name)}, this one has {value}; give the same or "
         "choose another folder"
