@@ -153,7 +153,7 @@ def load_split(task: str, split: str, tokenizer: Any, partitioner: Partitioner, 
 
 def task_loader(task: str, split: str, start: Start, partitioner: Partitioner, **options) -> Loader:
   """A loader for scoring `start` on a split; UserError where model and task have different labels."""
-  say(f"reading {task}")
+  say(f"reading {task} {split}")
   loader = load_split(task, split, start.tokenizer, partitioner, shuffle=False, **options)
   multihost.require_equal(f"examples of {task} {split}", loader.digest)
   require_positions(start.config, loader.buckets[-1])
