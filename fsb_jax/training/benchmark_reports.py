@@ -80,10 +80,10 @@ def report_of_runs(
     runs: the tasks, by training set; by the empty name where there is one model.
     settings: what else should be known.
   """
+  complete = not {"partial", "not scored"} & settings.keys()
   if len(runs) == 1:
     (only,) = runs.values()
     shown = [each.report for each in only]
-    complete = not {"partial", "not scored"} & settings.keys()
     for split in dict.fromkeys(each.split for each in shown):
       shown += _average(name, split, [each for each in only if each.report.split == split], complete)
     spreads = ()
@@ -96,7 +96,7 @@ def report_of_runs(
     first = next((each.report.split for run in runs.values() for each in run), None)
     counted = [[each.report for each in run if each.report.split == first] for run in runs.values()]
     settings = {**settings, "training sets": f"{', '.join(runs)}; mean and deviation are of {first}"}
-    spreads = reports.spreads(counted, name) if first else ()
+    spreads = reports.spreads(counted, name if complete else "") if first else ()
   if any(BY_RULE in each.scores for each in shown):
     settings = {**settings, BY_RULE: _RULE}
   return reports.Report(
@@ -117,7 +117,7 @@ def _label_names(task: str, answers: Answers, examples: Sequence[Mapping]) -> li
 
 
 def _average(name: str, split: str, several: Sequence[Scored], complete: bool) -> list[reports.TaskReport]:
-  """The mean of the tasks' accuracies; none of a single task. Published ones stand beside that of all tasks only."""
+  """The mean of the tasks' accuracies; none of a single task. Published ones stand beside that of whole tasks only."""
   if len(several) < 2:
     return []
   each = [task.report for task in several]

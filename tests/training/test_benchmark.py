@@ -13,7 +13,7 @@ from fsb_jax import checkpoints, encodings, tasks
 from fsb_jax.errors import UserError
 from fsb_jax.tasks.metrics_bootstrap import intervals
 from fsb_jax.tasks.submissions import check_submission
-from fsb_jax.training.answers import Answers
+from fsb_jax.training.answers import Answers, answer_split
 from fsb_jax.training.benchmark import benchmark
 from fsb_jax.training.data import Loader
 from fsb_jax.training.evaluate import evaluate, warnings_of
@@ -267,6 +267,42 @@ def test_classes_are_handed_in_as_published(task, data):
   published = Answers(loader, np.eye(len(names)), np.zeros(len(names)), 0.0).published(task)
   known = {"cluewscf": ["false", "true"], "bustm": ["0", "1"], "csldcp": list(names)}
   assert published == known.get(task, list(encodings.CLUE_FORMS[task].options) if task == "tnewsf" else None)
+
+
+def test_answers_are_those_of_the_tasks_own_outputs(data):
+  """Of a head over several tasks only the asked one's outputs count; every example is answered in the file's order."""
+  tokenizer = encodings.load_tokenizer(MODEL)
+  loader = Loader("fewclue.eprstmt", "test_public", tokenizer, 96, 8, shuffle=False, data_dir=data)
+  first, last = loader.label_slice
+  outputs = len(loader.label_names)
+  outside = [i for i in range(outputs) if not first <= i < last]
+  assert outside
+
+  def step(params, batch):
+    logits = np.eye(outputs)[np.maximum(batch["labels"], 0)]
+    logits[:, outside] = 9
+    return {"logits": logits, **{name: batch[name] for name in ("labels", "weights", "example_ids")}}
+
+  answers = answer_split(loader, step, None, SimpleNamespace(shard_batch=lambda batch: batch))
+  rows = read(data / "fewclue" / "eprstmt" / "test_public.json")
+  assert answers.published("eprstmt") == [row["label"] for row in rows] and answers.labelled
+  np.testing.assert_array_equal(answers.places, answers.labels)
+  np.testing.assert_allclose(answers.probabilities.max(axis=1), np.e / (np.e + 1), rtol=1e-12)
+
+
+def test_batches_of_short_rows_answer_fewer_options(data):
+  tokenizer = encodings.load_tokenizer(MODEL)
+  loader = Loader(
+    "chidf", "test_public", tokenizer, 96, 8, shuffle=False, view="unimc", buckets=1, data_dir=data
+  )  # fmt: skip
+
+  def step(params, batch):
+    logits = np.zeros((8, 3 if batch["weights"].all() else 5))
+    return {"logits": logits, "labels": batch["option_label"], **{n: batch[n] for n in ("weights", "example_ids")}}
+
+  answers = answer_split(loader, step, None, SimpleNamespace(shard_batch=lambda batch: batch))
+  shares = sorted(answers.probabilities.tolist())
+  assert shares == [[0.2] * 5, *[pytest.approx([1 / 3] * 3 + [0, 0])] * 8]
 
 
 @pytest.mark.slow
