@@ -272,11 +272,11 @@ def test_classes_are_handed_in_as_published(task, data):
 def test_answers_are_those_of_the_tasks_own_outputs(data):
   """Of a head over several tasks only the asked one's outputs count; every example is answered in the file's order."""
   tokenizer = encodings.load_tokenizer(MODEL)
-  loader = Loader("fewclue.eprstmt", "test_public", tokenizer, 96, 8, shuffle=False, data_dir=data)
+  loader = Loader("fewclue.cslf", "test_public", tokenizer, 96, 8, shuffle=False, data_dir=data)
   first, last = loader.label_slice
   outputs = len(loader.label_names)
   outside = [i for i in range(outputs) if not first <= i < last]
-  assert outside
+  assert first > 0 and outside
 
   def step(params, batch):
     logits = np.eye(outputs)[np.maximum(batch["labels"], 0)]
@@ -284,8 +284,8 @@ def test_answers_are_those_of_the_tasks_own_outputs(data):
     return {"logits": logits, **{name: batch[name] for name in ("labels", "weights", "example_ids")}}
 
   answers = answer_split(loader, step, None, SimpleNamespace(shard_batch=lambda batch: batch))
-  rows = read(data / "fewclue" / "eprstmt" / "test_public.json")
-  assert answers.published("eprstmt") == [row["label"] for row in rows] and answers.labelled
+  rows = read(data / "fewclue" / "csl" / "test_public.json")
+  assert answers.published("cslf") == [row["label"] for row in rows] and answers.labelled
   np.testing.assert_array_equal(answers.places, answers.labels)
   np.testing.assert_allclose(answers.probabilities.max(axis=1), np.e / (np.e + 1), rtol=1e-12)
 
