@@ -89,7 +89,10 @@ def train(
   _join(coordinator, process_count, process_index, distributed)
   # Left out where it is not asked for, so that the gin file's PROFILE counts.
   asked = {"profile": True} if profile else {}
-  _run("train", "train", context, gin_file, gin_search_paths, keep_config=True, **asked)
+  _run(
+    "train", "train", context, gin_file, gin_search_paths, or_else=("train_diffusion", "train"), keep_config=True,
+    **asked,
+  )  # fmt: skip
 
 
 @app.command("eval", context_settings=_GIN)
@@ -102,12 +105,14 @@ def evaluate(
   process_index: ProcessIndex = None,
   distributed: Distributed = False,
 ) -> None:
-  """Score a trained model.
+  """Score a trained model on a task, or on a whole benchmark.
 
   Example: fsb eval --gin_file=gin/runs/eval.gin --gin.MODEL=runs/tnews --gin.MIXTURE_OR_TASK_NAME=tnews
+  fsb eval --gin_file=gin/runs/zeroclue.gin --gin.MODEL=IDEA-CCNL/Erlangshen-UniMC-RoBERTa-110M-Chinese
+  --gin.OUTPUT_DIR=zeroclue
   """
   _join(coordinator, process_count, process_index, distributed)
-  _run("evaluate", "evaluate", context, gin_file, gin_search_paths)
+  _run("evaluate", "evaluate", context, gin_file, gin_search_paths, or_else=("benchmark", "benchmark"))
 
 
 @app.command(context_settings=_GIN)
@@ -437,8 +442,14 @@ def _join(coordinator, process_count, process_index, distributed) -> None:
   multihost.initialise(coordinator, process_count, process_index, automatic=distributed)
 
 
-def _run(module: str, function: str, context, gin_files, search_paths, keep_config: bool = False, **arguments) -> None:
-  """Calls a function of `fsb_jax.training` with arguments from gin and `arguments`."""
+def _run(
+  module: str, function: str, context, gin_files, search_paths, *, or_else: tuple[str, str] | None = None,
+  keep_config: bool = False, **arguments,
+) -> None:  # fmt: skip
+  """Calls a function of `fsb_jax.training` with arguments from gin and `arguments`.
+
+  Where the gin files configure `or_else`, another module and function, that one is called.
+  """
   bindings = []
   for argument in context.args:
     if not argument.startswith("--gin."):
@@ -453,11 +464,12 @@ def _run(module: str, function: str, context, gin_files, search_paths, keep_conf
 
   from fsb_jax.training import gin_utils, host_memory
 
-  target = getattr(importlib.import_module(f"fsb_jax.training.{module}"), function)
+  named = [(module, function), *([or_else] if or_else else [])]
+  target, *others = [getattr(importlib.import_module(f"fsb_jax.training.{name}"), which) for name, which in named]
   # SeqIO warns once per task of a mixture that it counts rows as they are, which is what we ask of it; Orbax logs the
   # traceback of an error that it raises as well.
   logging.getLogger("absl").setLevel(logging.CRITICAL)
-  configured, text = gin_utils.configured(target, gin_files, bindings, search_paths or ())
+  configured, text = gin_utils.configured(target, gin_files, bindings, search_paths or (), others)
   _cache_compilations()
   if jax.default_backend() == "cpu":
     host_memory.keep_freed_memory()

@@ -10,6 +10,10 @@ class UserError(Exception):
   """
 
 
+class MissingDataError(UserError):
+  """A published file that is not in the data directory."""
+
+
 class Stopped(Exception):
   """A run that a signal asked to end, and that saved what it had.
 

@@ -10,13 +10,17 @@ import gin
 from fsb_jax import models
 from fsb_jax.errors import UserError
 from fsb_jax.training import gin_utils, train_diffusion
+from fsb_jax.training.benchmark import benchmark
 from fsb_jax.training.evaluate import evaluate
 from fsb_jax.training.infer import infer
 from fsb_jax.training.train import train
 
 GIN = Path(__file__).parent.parent / "gin"
 SIZES = sorted(str(path.relative_to(GIN)) for path in GIN.glob("models/*/*.gin") if path.name != "base.gin")
-FUNCTIONS = {"finetune": train, "eval": evaluate, "infer": infer, "draw_finetune": train_diffusion.train}
+FUNCTIONS = {
+  "finetune": train, "eval": evaluate, "infer": infer, "benchmark": benchmark, "draw_finetune": train_diffusion.train
+}
+BENCHMARKS = ("clue", "fewclue", "zeroclue")
 RUN = ["MIXTURE_OR_TASK_NAME=tnews", "MODEL_DIR=run", "TRAIN_STEPS=5"]
 
 
@@ -30,7 +34,10 @@ def test_every_gin_file_is_covered():
   found = {str(path.relative_to(GIN)) for path in GIN.rglob("*.gin")}
   bases = {f"models/{family}/base.gin" for family in models.all_families()}
   runs = {f"runs/{name}.gin" for name in FUNCTIONS}
-  others = {"runs/unimc.gin", "tasks/table.gin", "tasks/text.gin", "experiments/quickstart.gin"}
+  others = {
+    "runs/unimc.gin", "tasks/table.gin", "tasks/text.gin", "experiments/quickstart.gin",
+    *(f"runs/{name}.gin" for name in BENCHMARKS),
+  }  # fmt: skip
   assert found == {*SIZES, *bases, *runs, *others}
 
 
@@ -123,3 +130,15 @@ def test_unimc_is_a_training_run_with_its_view():
   call, text = gin_utils.configured(train, ["runs/unimc.gin", "models/bert/tiny.gin"], RUN)
   assert callable(call) and gin.query_parameter("%VIEW") == "unimc" and gin.query_parameter("%BATCH_SIZE") == 16
   assert "view = %VIEW" in text
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks_are_found_by_what_their_files_configure(name, tmp_path):
+  (tmp_path / "there").mkdir()
+  settings = ["MODEL=x", f"OUTPUT_DIR={tmp_path / 'there'}"]
+  call, text = gin_utils.configured(evaluate, [f"runs/{name}.gin"], settings, or_else=[benchmark])
+  assert f"MIXTURE_OR_TASK_NAME = '{name}'" in text
+  with pytest.raises(UserError, match="there already exists"):
+    call()
+  with pytest.raises(UserError, match="the gin files configure no train"):
+    gin_utils.configured(train, [f"runs/{name}.gin"], settings)

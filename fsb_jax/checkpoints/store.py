@@ -150,6 +150,10 @@ class CheckpointStore:
       )
     raise UserError(f"checkpoint of step {step} is damaged: {problem}; {advice}")
 
+  def has_progress(self, step: int) -> bool:
+    """Whether `step` is one of a training run; a converted model's has no such record."""
+    return (self._place / str(step) / "progress").is_dir()
+
   def progress(self, step: int) -> dict:
     """The JSON record of `step`."""
     return self._read(step, progress=ocp.args.JsonRestore())["progress"]

@@ -86,4 +86,7 @@ _OWN_WAYS = {
   "chidf": answers_place,
   "c3": answers_place,
 }
+# What such answers need beside the choice.
 _NEEDED = {"csl": ("score", "texta"), "cslf": ("score", "texta"), "chid": ("score", "line_id")}
+# Tasks in which an answer depends on those to other items.
+JOINT = frozenset(_NEEDED)

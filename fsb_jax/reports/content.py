@@ -129,20 +129,22 @@ def classification_report(
   *,
   ids: Sequence[str | int],
   texts: Sequence[str],
+  options: Sequence[Sequence[str]] | None = None,
   metric: str = "accuracy",
   seconds: float | None = None,
   **bootstrap,
 ) -> TaskReport:
-  """Accuracy, macro-F1, confusions and worst errors of a classification.
+  """Accuracy, macro-F1, confusions and worst errors of a classification; of a choice no macro-F1 and confusions.
 
   Args:
     task: its name.
     split: what was scored.
-    label_names: the names of the task's labels.
-    targets: label ids `[examples]`, among the task's own.
+    label_names: the names of the task's labels; none where every example has `options` of its own.
+    targets: label ids `[examples]`, among the task's own; of a choice the places of the right options.
     probabilities: `[examples, labels]`, the task's own; each row sums to 1.
     ids: the examples' published ids.
     texts: what the model read, as people read it.
+    options: the answers to choose from, for each example, where it is a choice.
     metric: the score that counts, `accuracy` or `macro_f1`.
     seconds: how long scoring took.
     **bootstrap: see `intervals`.
@@ -153,22 +155,23 @@ def classification_report(
   targets, probabilities = np.asarray(targets), np.asarray(probabilities)
   predictions = probabilities.argmax(axis=-1)
   scores = {}
-  for measured in (accuracy(targets, predictions), macro_f1(targets, predictions)):
-    scores |= _scores(measured, bootstrap)
+  for measured in (accuracy, macro_f1) if options is None else (accuracy,):
+    scores |= _scores(measured(targets, predictions), bootstrap)
   confidence = probabilities.max(axis=-1)
   wrong = np.flatnonzero(predictions != targets)
+  worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:WORST]
+  names = {i: label_names if options is None else options[i] for i in worst}
   errors = [
-    WorstError(
-      str(ids[i]), texts[i], label_names[targets[i]], label_names[predictions[i]], round(float(confidence[i]), 6)
-    )
-    for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:WORST]
+    WorstError(str(ids[i]), texts[i], own[targets[i]], own[predictions[i]], round(float(confidence[i]), 6))
+    for i, own in names.items()
   ]
+  confusion = () if options is not None else confusion_matrix(targets, predictions, len(label_names)).tolist()
   return TaskReport(
     task, split, len(targets), metric, scores,
     score_kind="confidence",
     majority_baseline=majority_baseline(targets),
     label_names=tuple(label_names),
-    confusion=tuple(map(tuple, confusion_matrix(targets, predictions, len(label_names)).tolist())),
+    confusion=tuple(map(tuple, confusion)),
     worst_errors=tuple(errors),
     references=references(task),
     seconds=seconds,

@@ -89,6 +89,23 @@ def intervals(
   return {name: _interval(values, confidence) for name, values in drawn.items()}
 
 
+def mean_intervals(
+  several: Sequence[Measured], *, seed: int = 0, confidence: float = 0.95, resamples: int = 1000
+) -> dict[str, Interval]:
+  """Intervals of the means of scores over several tasks; the examples of each are resampled by themselves.
+
+  Args:
+    several: the tasks' scores, all by the same names.
+    seed: of the resamples.
+    confidence: see `intervals`.
+    resamples: see `intervals`.
+  """
+  drawn = [
+    each.of_sums(_resampled_sums(each.statistics, seed + number, resamples)) for number, each in enumerate(several)
+  ]
+  return {name: _interval(np.mean([each[name] for each in drawn], axis=0), confidence) for name in several[0]}
+
+
 def compare(
   first: Measured, second: Measured, *, seed: int = 0, confidence: float = 0.95, resamples: int = 1000
 ) -> dict[str, Comparison]:

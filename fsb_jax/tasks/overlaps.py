@@ -41,6 +41,14 @@ OVERLAPS = (
 )
 
 
-def overlaps(task: str, split: str) -> list[Overlap]:
-  """What a model trained on this split of a task, or of a member of a mixture, must not be scored on."""
-  return [each for each in OVERLAPS if each.trained == (task.split(".")[-1], split)]
+def overlaps(task: str, split: str, scored: tuple[str, str] | None = None) -> list[Overlap]:
+  """What a model trained on this split of a task, or of a member of a mixture, must not be scored on.
+
+  Args:
+    task: what it was trained on.
+    split: likewise.
+    scored: task and split that it is scored on; all where it is None.
+  """
+  asked = scored and (scored[0].split(".")[-1], scored[1])
+  trained = (task.split(".")[-1], split)
+  return [each for each in OVERLAPS if each.trained == trained and asked in (None, each.scored)]

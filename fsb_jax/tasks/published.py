@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from fsb_jax.errors import UserError
+from fsb_jax.errors import MissingDataError, UserError
 from fsb_jax.tasks.files import DataFile, find
 
 
@@ -50,7 +50,8 @@ class Published:
     """The files of a split, in order; a stand-in is named in one line of the log.
 
     Raises:
-      UserError: one is not there; the message says where it was looked for and where to get it.
+      MissingDataError: one is not there; the message says where it was looked for and where to get it.
+      UserError: there is no data directory.
     """
     if data_dir is None:
       raise UserError(f"Task {task} needs the data directory: set FSB_DATA_DIR, or --gin.DATA_DIR of a run.")
@@ -83,7 +84,7 @@ class Published:
         return found
     paths = " or ".join(map(_path, alternatives))
     folder = data_dir / Path(_path(alternatives[0])).parent
-    raise UserError(
+    raise MissingDataError(
       f"Task {task} found no file for its split {split!r}: looked in the data directory {data_dir} for {paths} (plain, "
       f".gz or in an archive); get it from {self.source} and put it into {folder}."
     )

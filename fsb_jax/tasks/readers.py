@@ -47,7 +47,10 @@ def read_c3(file: DataFile) -> Iterator[Row]:
 
 
 def read_chid(file: DataFile, answers: DataFile | None) -> Iterator[Row]:
-  """Yields the blanks of a ChID file: `id` (`#idiom000378#`), `content` (the passage with it), `candidates`, `answer`.
+  """Yields the blanks of a ChID file.
+
+  Fields: `id` (`#idiom000378#`), `content` (the passage with it), `candidates`, `answer`, and `line`, which line of the
+  file it stands in.
 
   Zheng et al. 2019, https://arxiv.org/abs/1906.01265.
 
@@ -58,7 +61,7 @@ def read_chid(file: DataFile, answers: DataFile | None) -> Iterator[Row]:
   right = read_json(answers) if answers else {}
   if not isinstance(right, dict):
     raise UserError(f"{answers}: must be one JSON object from blanks to the numbers of candidates.")
-  for where, fields in read_json_lines(file):
+  for line, (where, fields) in enumerate(read_json_lines(file)):
     for content in _list_of(fields, "content", where):
       for part in str(content).split("#")[1::2]:
         blank = f"#{part}#"
@@ -67,8 +70,9 @@ def read_chid(file: DataFile, answers: DataFile | None) -> Iterator[Row]:
         if answers and blank not in right:
           raise UserError(f"{where}: {answers} has no answer for {blank}; fetch both files again.")
         yield where, {
-          "id": blank, "content": content, "candidates": fields.get("candidates"), "answer": right.get(blank)
-        }
+          "id": blank, "content": content, "candidates": fields.get("candidates"), "answer": right.get(blank),
+          "line": line,
+        }  # fmt: skip
 
 
 def read_tags(file: DataFile, labels: Sequence[str]) -> Iterator[Row]:

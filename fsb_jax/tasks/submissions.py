@@ -50,7 +50,7 @@ class Submission:
 
 
 _BINARY = ("0", "1")
-_TRUTH = ("true", "false")
+_TRUTH = ("false", "true")
 _INFERENCE = ("contradiction", "neutral", "entailment")
 _TNEWS = tuple(str(label) for label in range(100, 117) if label not in (105, 111))
 _IFLYTEK = tuple(map(str, range(119)))

@@ -14,6 +14,13 @@ _EDGE_MULTIPLE = 8
 _PLANS_KEPT = 3  # batches of an epoch are still being made when those of the next begin, and one is made ahead
 
 
+def spread(count: int, at_most: int | None) -> np.ndarray:
+  """`at_most` of `count` rows, evenly spread over them (files may be sorted by label), or all: int64 `[rows]`."""
+  if at_most is None or at_most >= count:
+    return np.arange(count)
+  return np.arange(at_most) * count // at_most
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """An epoch's batches: `rows` int32 `[steps, batch]`, example or `FILLING`; `buckets` `[steps]`, which bucket."""

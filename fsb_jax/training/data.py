@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from fsb_jax.encodings import IGNORED
 from fsb_jax.errors import UserError
 from fsb_jax.training.batching import FILLING, Batching, bucket_lengths
 from fsb_jax.training.examples import read_examples
+from fsb_jax.training.options import Options
 
 
 class Loader:
@@ -50,6 +51,7 @@ class Loader:
     rows: Sequence[int] | None = None,
     mixture_rate: Callable[..., float] | None = None,
     view: str | None = None,
+    max_examples: int | None = None,
   ):
     """Reads and tokenises the split.
 
@@ -67,7 +69,8 @@ class Loader:
       rows: which rows of each batch this host serves, in this order; all where it is None.
       mixture_rate: `(task, split=)` -> the rate at which training takes a mixture's SeqIO task, such as
         `seqio.mixing_rate_num_examples` with a temperature or a maximum; the mixture's own where it is None.
-      view: "unimc" asks a classification as a question with options, see `options`; None as a classification.
+      view: "unimc" asks a classification or multiple choice as a question with options, see `options`; None as it is.
+      max_examples: take so many of each task at most, see `batching.spread`.
 
     Raises:
       UserError: an argument does not fit, or the task's files are missing or malformed.
@@ -89,7 +92,7 @@ class Loader:
     self._padding_side = tokenizer.padding_side
     self._examples = read_examples(
       task_name, split, tokenizer, max_length, seed=seed, by_rates=shuffle, data_dir=data_dir,
-      mixture_rate=mixture_rate, view=view,
+      mixture_rate=mixture_rate, view=view, max_examples=max_examples,
     )
     question, lengths = self._examples.question, self._examples.tokens.lengths
     self.head, self.label_names, self.label_slice = question.head, question.label_names, question.label_slice
@@ -128,9 +131,15 @@ class Loader:
       return {"text": self._tokenizer.decode(self._examples.tokens.row("input_ids", index), skip_special_tokens=True)}
     return fields[index - int(starts[member])]
 
-  def answer(self, index: int, place: int) -> str:
-    """What the label at a place of `label_slice` says of an example, in words."""
-    return self._examples.question.answer(index, place)
+  def options(self, index: int) -> Sequence[str]:
+    """The answers that an example may have, in words, in the order of `label_slice`."""
+    return self._examples.question.options(index)
+
+  @property
+  def items(self) -> Sequence[Mapping] | None:
+    """With the view unimc what each example was encoded from, see `encodings.encode_unimc`; None without."""
+    question = self._examples.question
+    return question.items if isinstance(question, Options) else None
 
   def steps_per_epoch(self) -> int:
     """Number of batches in an epoch; it is the same in every epoch."""

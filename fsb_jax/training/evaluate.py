@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fsb_jax import models, tasks
+from fsb_jax import checkpoints, models, pretrained, tasks
 from fsb_jax.errors import UserError
 from fsb_jax.partitioning import Partitioner, multihost
 from fsb_jax.training.data import Loader
@@ -122,6 +122,26 @@ def load_for_use(model: str | Path, partitioner: Partitioner, dtype: str, tokeni
   return start, partitioner.put(start.params, partitioner.shardings(boxed))
 
 
+def warnings_of(model: str | Path, task: str, split: str) -> list[str]:
+  """What is known of rows of a split that a training run has seen; none for models from elsewhere."""
+  folder = pretrained.find_folder(model)
+  if not checkpoints.is_checkpoint(folder):
+    return []
+  store = checkpoints.CheckpointStore(checkpoints.home(folder))
+  step = store.latest_step()
+  if step is None or not store.has_progress(step):
+    return []
+  trained = store.progress(step)
+  store.close()
+  # Runs from before the split was recorded were trained on this one, unless told otherwise.
+  trained_split = trained.get("split", "train")
+  return [
+    f"{model}: {overlap}"
+    for each in task_names(trained["task"])
+    for overlap in tasks.overlaps(each, trained_split, (task, split))
+  ]
+
+
 def load_split(task: str, split: str, tokenizer: Any, partitioner: Partitioner, batch_size: int, **options) -> Loader:
   """A loader of this process's rows; UserError where the mesh cannot split its batches."""
   # Rows of a batch that cannot be split are told below, in words.
@@ -133,7 +153,7 @@ def load_split(task: str, split: str, tokenizer: Any, partitioner: Partitioner, 
 
 def task_loader(task: str, split: str, start: Start, partitioner: Partitioner, **options) -> Loader:
   """A loader for scoring `start` on a split; UserError where model and task have different labels."""
-  say(f"reading {task}")
+  say(f"reading {task} {split}")
   loader = load_split(task, split, start.tokenizer, partitioner, shuffle=False, **options)
   multihost.require_equal(f"examples of {task} {split}", loader.digest)
   require_positions(start.config, loader.buckets[-1])
@@ -188,8 +208,8 @@ def evaluate(
     dtype: of activations.
     tokenizer: folder of the tokenizer, where it is not the model's.
     data_dir: where data lies; FSB_DATA_DIR if not given.
-    view: "unimc" asks a classification as a question with options, of a model that learned to answer such; None as a
-      classification.
+    view: "unimc" asks a classification or multiple choice as a question with options, of a model that learned to answer
+      such; None as it is.
     output_file: also write the numbers there, as JSON; must not exist yet.
 
   Returns:
@@ -207,6 +227,8 @@ def evaluate(
       max_length=length, batch_size=batch_size, buckets=buckets, data_dir=data_dir, view=view,
     )
     step = step or compiled_eval_step(start, partitioner, loader.objective)
+    for warning in warnings_of(model, member, split):
+      say(f"warning: {warning}")
     metrics = evaluate_split(loader, step, params, partitioner)
     results[member] = metrics
     if jax.process_index() == 0:

@@ -10,6 +10,7 @@ import numpy as np
 from fsb_jax import tasks
 from fsb_jax.encodings import asked_positions, mask_words
 from fsb_jax.errors import UserError
+from fsb_jax.training.batching import spread
 from fsb_jax.training.options import VIEW, Options, encode_options, options_of
 
 _ENCODED_AT_ONCE = 8192  # documents and examples; their raw text is held no longer than that
@@ -73,10 +74,10 @@ class Classes:
     """What decides the answers."""
     return {"labels": self.labels}
 
-  def answer(self, example: int, place: int) -> str:
-    """The name of the task's label at a place."""
+  def options(self, example: int) -> Sequence[str]:
+    """The names of the task's labels."""
     del example
-    return self.label_names[self.label_slice[0] + place]
+    return self.label_names[slice(*self.label_slice)]
 
   def ask(self, batch: dict[str, np.ndarray], rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
     """The batch of these examples with `labels` `[rows]`."""
@@ -124,7 +125,11 @@ class HiddenWords:
     return batch
 
 
-_HEADS = (Classes.head, HiddenWords.head)
+# The heads whose tasks are served, by view.
+_HEADS = {
+  None: (Classes.head, HiddenWords.head),
+  VIEW: (Classes.head, HiddenWords.head, "multiple_choice"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +154,7 @@ class Examples:
 
 def read_examples(
   task_name: str, split: str, tokenizer, max_length: int, *, seed: int, by_rates: bool, data_dir: str | None,
-  mixture_rate: Callable[..., float] | None = None, view: str | None = None,
+  mixture_rate: Callable[..., float] | None = None, view: str | None = None, max_examples: int | None = None,
 ) -> Examples:
   """Reads and tokenises a split of a task or mixture.
 
@@ -163,13 +168,14 @@ def read_examples(
     data_dir: see `Loader`.
     mixture_rate: see `Loader`.
     view: see `Loader`.
+    max_examples: see `Loader`.
 
   Raises:
     UserError: there is no such task or split, or its files are missing or malformed.
   """
-  if view not in (None, VIEW):
+  if view not in _HEADS:
     raise UserError(f"unknown VIEW {view!r}; known: {VIEW!r}, or None for the task as it is")
-  provider, members = _seqio_members(task_name, split, tokenizer, data_dir)
+  provider, members = _seqio_members(task_name, split, tokenizer, data_dir, view)
   columns, fields = [], []
   for task in members:
     if view:
@@ -178,6 +184,9 @@ def read_examples(
       encoded, published = _encode(task, split, tokenizer, max_length, data_dir)
     if not encoded["input_ids"]:
       raise UserError(f"Task {task.name} has no examples in its split {split!r}.")
+    kept = spread(len(encoded["input_ids"]), max_examples)
+    encoded = {name: [rows[i] for i in kept] for name, rows in encoded.items()}
+    published = published and [published[i] for i in kept]
     columns.append(encoded)
     fields.append(published)
   if view:
@@ -216,15 +225,16 @@ def _hidden_words(task_name: str, tokenizer, seed: int) -> HiddenWords:
   return HiddenWords(seed, tokenizer.mask_token_id, replacements)
 
 
-def _seqio_members(task_name: str, split: str, tokenizer, data_dir: str | None):
+def _seqio_members(task_name: str, split: str, tokenizer, data_dir: str | None, view: str | None):
   import seqio
 
   if task_name in tasks.names():
     found = tasks.info(task_name)
-    if found.head not in _HEADS:
+    if found.head not in _HEADS[view]:
+      also = "; VIEW='unimc' asks it" if found.head in _HEADS[VIEW] else ""
       raise UserError(
         f"Task {task_name} ({found.kind}) is for a {found.head} head, which the loader does not serve yet; it serves "
-        f"{' and '.join(_HEADS)}."
+        f"{' and '.join(_HEADS[view])}{also}."
       )
     if found.alone:
       logging.getLogger(__name__).warning(

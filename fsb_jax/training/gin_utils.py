@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import difflib
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,22 +16,25 @@ _PACKAGE = Path(__file__).parent.parent
 
 
 def configured(
-  function: Callable, gin_files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str] = ()
+  function: Callable, gin_files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str] = (),
+  or_else: Sequence[Callable] = (),
 ) -> tuple[Callable[[], Any], str]:
   """Reads gin files and flags.
 
   Args:
-    function: what they configure, unless they set the macro RUN to another one.
+    function: what they configure.
     gin_files: paths, absolute or relative to the current folder, to `search_paths`, or to the package ("gin/runs/...",
       "runs/...").
     bindings: `NAME=VALUE` as after `--gin.`; one that is no Python value is taken as a string.
     search_paths: more folders to look in.
+    or_else: other functions, of which the files may configure one instead.
 
   Returns:
     The function with its arguments bound, and the whole configuration as a gin file.
 
   Raises:
-    UserError: a file, name or value that does not exist, or a required macro that is not set.
+    UserError: a file, name or value that does not exist, a required macro that is not set, or files that configure
+      another function.
   """
   gin.clear_config()
   places = [Path.cwd(), *map(Path, search_paths), _PACKAGE, _PACKAGE / "gin"]
@@ -50,9 +54,10 @@ def configured(
     raise UserError(f"a gin file includes one that does not exist: {_first_line(error)}") from error
   except Exception as error:
     raise UserError(f"gin: {_first_line(error)}") from error
-  bound = gin.get_configurable(function)
-  if "RUN" in _macros():
-    bound = gin.query_parameter("%RUN").scoped_configurable_fn
+  found = {inspect.unwrap(each): each for each in (gin.get_configurable(name) for _, name in gin.config._CONFIG)}
+  bound = next((found[each] for each in (function, *or_else) if each in found), None)
+  if bound is None:
+    raise UserError(f"the gin files configure no {function.__name__}; gin/runs has a file for each command")
   unset = [name for name in sorted(_macros()) if repr(gin.query_parameter(f"%{name}")) == "%gin.REQUIRED"]
   if unset:
     flags = " ".join(f"--gin.{name}=..." for name in unset)

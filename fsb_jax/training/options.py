@@ -1,6 +1,7 @@
-"""Classification as UniMC asks it: the labels stand in the row as options, and a masked language model chooses."""
+"""Questions as UniMC asks them: the answers stand in the row as options, and a masked language model chooses."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -29,7 +30,7 @@ class Options:
   Attributes:
     bounds: `option_bounds` of every example.
     right: int32 `[examples]`, which option is right, -100 in a split without labels.
-    choices: the options of every example in words.
+    items: what every example was encoded from, with its `choice`.
     yes_token: the token that says yes.
     pad_id: id of the padding token.
     mask_id: id of the mask token.
@@ -40,7 +41,7 @@ class Options:
 
   bounds: Sequence[np.ndarray]
   right: np.ndarray
-  choices: Sequence[Sequence[str]]
+  items: Sequence[Mapping]
   yes_token: int
   pad_id: int
   mask_id: int
@@ -57,16 +58,16 @@ class Options:
   @property
   def label_slice(self) -> tuple[int, int]:
     """From 0 to as many as the most options of an example."""
-    return 0, max(map(len, self.choices))
+    return 0, max(len(item["choice"]) for item in self.items)
 
   def arrays(self) -> dict[str, np.ndarray]:
     """What decides the answers, with the seed."""
     numbers = np.array([self.yes_token, self.pad_id, self.mask_id, self.vocab_size, self.hides])
     return {"option_bounds": np.concatenate(self.bounds), "option_label": self.right, "numbers": numbers}
 
-  def answer(self, example: int, place: int) -> str:
-    """An option in words."""
-    return self.choices[example][place]
+  def options(self, example: int) -> Sequence[str]:
+    """The options in words."""
+    return self.items[example]["choice"]
 
   def ask(self, batch: dict[str, np.ndarray], rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
     """The batch of these examples as `encodings.only_asked_unimc` gives it.
@@ -93,9 +94,10 @@ class Options:
 
 
 def encode_options(task, split: str, tokenizer, max_length: int) -> tuple[dict[str, list], list[dict]]:
-  """The rows of a classification's split as `encodings.encode_unimc` gives them, with `choice`, and its fields.
+  """The rows of a split as `encodings.encode_unimc` gives them, with `item`, what they were made of, and its fields.
 
-  A task that `encodings.CLUE_FORMS` knows has the options written there, any other the names of its labels.
+  A task that `encodings.CLUE_FORMS` knows has the options written there, any other the answers that its rows offer, or
+  the names of its labels.
 
   Args:
     task: a SeqIO task of ours.
@@ -104,40 +106,64 @@ def encode_options(task, split: str, tokenizer, max_length: int) -> tuple[dict[s
     max_length: longest row in tokens.
 
   Raises:
-    UserError: the task is no classification of ours, or options do not fit.
+    UserError: the task is neither a classification nor a multiple choice of ours, or options do not fit.
   """
   from fsb_jax.tasks.seqio_tasks import TaskSource
 
   if not isinstance(task.source, TaskSource) or "label" not in task.output_features:
-    raise UserError(f"VIEW {VIEW!r} is for the classifications of `fsb tasks` and of tables, which {task.name} is not")
+    raise UserError(
+      f"VIEW {VIEW!r} is for the classifications and multiple choices of `fsb tasks` and of tables, which {task.name} "
+      "is not"
+    )
   examples, fields = task.source.examples(split), task.source.fields(split)
   mixture, _, member = task.name.partition(".")
   name = member if mixture in tasks.MIXTURES else task.name
   if name in CLUE_FORMS:
-    items = clue_items(name, fields)
+    items = clue_items(name, *_PUBLISHED_ROWS.get(name, lambda rows: (rows,))(fields))
     if len(items) != len(examples):
-      raise UserError(f"task {task.name} asks several questions a row, which VIEW {VIEW!r} cannot train yet")
+      raise UserError(f"task {task.name}: {len(items)} questions are asked of {len(examples)} examples; mend its file")
   else:
-    choice = tasks.info(name).label_names
+    names = tasks.info(name).label_names
     items = [
-      {"texta": row["text"], "textb": row.get("text_pair", ""), "choice": choice, "label": row["label"]}
+      {"texta": row["text"], "textb": row.get("text_pair", ""), "question": row.get("question", ""),
+       "choice": row.get("options", names), "label": row["label"]}
       for row in examples
-    ]
+    ]  # fmt: skip
   for item, row in zip(items, examples):
     if row["label"] == tasks.NO_LABEL:
       del item["label"]
-  return {**encode_unimc(tokenizer, items, max_length=max_length), "choice": [item["choice"] for item in items]}, fields
+  return {**encode_unimc(tokenizer, items, max_length=max_length), "item": items}, fields
+
+
+def _c3_rows(fields: Sequence[Mapping]) -> tuple[list, None]:
+  """The published form of C3's questions, each with its text."""
+  return [[row["context"], [row]] for row in fields], None
+
+
+def _chid_rows(fields: Sequence[Mapping]) -> tuple[list[dict], dict[str, int] | None]:
+  """The published lines of ChID's blanks, and the answers where they are known."""
+  lines = [list(rows) for _, rows in itertools.groupby(fields, lambda row: row["line"])]
+  rows = [
+    {"candidates": line[0]["candidates"], "content": list(dict.fromkeys(row["content"] for row in line))}
+    for line in lines
+  ]
+  return rows, {row["id"]: row["answer"] for row in fields if row["answer"] is not None} or None
+
+
+# Of sets whose rows hold several questions, which are read one by one.
+_PUBLISHED_ROWS = {"c3": _c3_rows, "chid": _chid_rows}
 
 
 def options_of(rows: Mapping[str, Sequence], tokenizer, *, seed: int, hides: bool) -> Options:
   """What is asked about the rows of `encode_options`; UserError where nothing is asked of a row with one option."""
-  alone = next((number for number, choice in enumerate(rows["choice"]) if len(choice) < 2), None)
+  alone = next((number for number, item in enumerate(rows["item"]) if len(item["choice"]) < 2), None)
   if alone is not None:
-    raise UserError(f"example {alone} has one option only, {rows['choice'][alone][0]!r}; there is nothing to choose")
+    only = rows["item"][alone]["choice"][0]
+    raise UserError(f"example {alone} has one option only, {only!r}; there is nothing to choose")
   return Options(
     bounds=rows["option_bounds"],
     right=np.array(rows["option_label"], np.int32),
-    choices=rows["choice"],
+    items=rows["item"],
     yes_token=int(rows["yes_token"][0]),
     pad_id=tokenizer.pad_token_id or 0,
     mask_id=tokenizer.mask_token_id,

@@ -69,7 +69,8 @@ def require_same_order(store: checkpoints.CheckpointStore, step: int, order: Map
   """UserError where a run would go on with other batches than it began with."""
   saved = store.progress(step)
   for name, value in order.items():
-    if saved.get(name) != value:
+    # A checkpoint from before something was recorded is told apart by its examples.
+    if saved.get(name, value) != value:
       raise UserError(
         f"MODEL_DIR {store.folder} holds a run with {name} {saved.get(name)}, this one has {value}; give the same or "
         "choose another folder"

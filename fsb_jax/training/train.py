@@ -159,8 +159,8 @@ def train(
   partitioner.validate(boxed.params)
   # What decides which examples a step sees; a run that goes on must have the same.
   order = {
-    "task": getattr(task, "name", task), "seed": seed, "batch_size": batch_size, "buckets": list(loader.buckets),
-    "training examples (sha256)": loader.digest,
+    "task": getattr(task, "name", task), "split": train_split, "seed": seed, "batch_size": batch_size,
+    "buckets": list(loader.buckets), "training examples (sha256)": loader.digest,
   }
   multihost.require_equal("training or validation examples", repr([each.digest for each in (loader, *scored.values())]))
   multihost.require_equal("settings", repr((config_text, order, train_steps, partitioner.describe(), periods, levers)))

@@ -212,3 +212,17 @@ def test_where_nothing_was_to_be_found_nothing_is_wrong():
     predictions=["", "人", "地"],
   )  # fmt: skip
   assert [error.id for error in report.worst_errors] == ["2"]
+
+
+def test_a_choice_has_no_classes():
+  """Examples with options of their own: errors are told in their words, and there is nothing to confuse."""
+  options = [("山", "水", "火"), ("一", "二"), ("甲", "乙", "丙")]
+  probabilities = np.array([[0.1, 0.7, 0.2], [0.6, 0.4, 0.0], [0.2, 0.0, 0.8]])
+  report = reports.classification_report(
+    "c3", "validation", (), [0, 0, 1], probabilities, ids="abc", texts=["1", "2", "3"], options=options, resamples=50
+  )
+  assert set(report.scores) == {"accuracy"} and report.scores["accuracy"].value == pytest.approx(1 / 3)
+  assert report.confusion == () and report.label_names == () and report.majority_baseline == pytest.approx(2 / 3)
+  errors = [(error.id, error.target, error.prediction, error.score) for error in report.worst_errors]
+  assert errors == [("c", "乙", "丙", 0.8), ("a", "山", "水", 0.7)]
+  assert "Confusions" not in reports.to_html(whole(report)) and "丙" in reports.to_markdown(whole(report))

@@ -4,7 +4,7 @@ import sklearn.metrics
 
 from fsb_jax.errors import UserError
 from fsb_jax.tasks.metrics import accuracy, macro_f1
-from fsb_jax.tasks.metrics_bootstrap import Measured, averages, compare, intervals
+from fsb_jax.tasks.metrics_bootstrap import Measured, averages, compare, intervals, mean_intervals
 
 
 def labels(examples, classes=4, right=0.7, seed=0):
@@ -75,3 +75,15 @@ def test_two_systems_on_the_same_examples():
     compare(first, accuracy([0, 1, 2], [0, 1, 2]))
   with pytest.raises(UserError, match="macro_f1"):
     compare(first, macro_f1(targets, weak))
+
+
+def test_the_mean_of_tasks_is_of_each_tasks_own_resamples():
+  several = [accuracy(*labels(size)) for size in (30, 400)]
+  found = mean_intervals(several, seed=7, resamples=4000)["accuracy"]
+  random = np.random.default_rng(0)
+  slow = [
+    np.mean([np.mean(random.choice(each.by_example()["accuracy"], len(each.statistics))) for each in several])
+    for _ in range(4000)
+  ]
+  assert found == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=0.01)
+  assert mean_intervals(several[:1], seed=3, resamples=100) == intervals(several[0], seed=3, resamples=100)

@@ -55,7 +55,7 @@ def test_names_and_labels():
   with pytest.raises(UserError, match="for the training sets 0, 1, 2, 3, 4, all, not for '5'"):
     SUBMISSIONS["bustm"].filename("5")
   # The leaderboard's labels stand in the order of ours.
-  for task in ("afqmc", "ocnli"):
+  for task in ("afqmc", "ocnli", "cluewsc2020", "cluewscf", "eprstmt", "cslf"):
     assert SUBMISSIONS[task].labels == registry.info(task).label_names
   for task in ("tnews", "iflytek"):
     assert len(SUBMISSIONS[task].labels) == len(registry.info(task).label_names)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsb_jax.training.batching import choose_buckets
+from fsb_jax.training.batching import choose_buckets, spread
 
 
 @settings(max_examples=60, deadline=None)
@@ -23,3 +23,8 @@ def test_buckets_are_the_best_of_all(lengths, count, max_length):
   smaller = range(8, largest, 8)
   every = [(*edges, largest) for size in range(count) for edges in itertools.combinations(smaller, size)]
   assert padded(chosen) == min(map(padded, every))
+
+
+def test_rows_are_spread_over_all():
+  assert spread(10, 4).tolist() == [0, 2, 5, 7] and spread(3, 3).tolist() == spread(3, None).tolist() == [0, 1, 2]
+  assert spread(2, 5).tolist() == [0, 1] and len(set(spread(1009, 100).tolist())) == 100

@@ -68,7 +68,7 @@ def test_rows_are_those_of_the_encoding(table, tokenizer):
     )
     for name, values in expected.items():
       np.testing.assert_array_equal(row[name], values[0], err_msg=name)
-    assert loader.answer(index, item["label"]) == fields["label"]
+    assert loader.options(index)[item["label"]] == fields["label"]
 
 
 def test_training_hides_other_words_in_every_epoch(table, tokenizer):
@@ -163,7 +163,7 @@ def test_clues_tasks_have_their_own_words(tokenizer, tmp_path):
   for name in ("tnews", "clue_classification.tnews"):
     loader = Loader(name, "train", tokenizer, 128, 2, shuffle=False, view="unimc", data_dir=tmp_path)
     (batch,) = loader.batches(0)
-    assert loader.label_slice == (0, 15) and loader.answer(0, 1) == "文化"
+    assert loader.label_slice == (0, 15) and loader.options(0)[1] == "文化"
     by_example = dict(zip(batch["example_ids"].tolist(), batch["option_label"].tolist()))
     assert by_example == {0: 1, 1: 0}
     assert "下 面 新 闻 属 于 哪 一 个 类 别 ？" in tokenizer.decode(batch["input_ids"][0])
