@@ -1,11 +1,11 @@
 """Our diffusion models against `diffusers` on PyTorch, on the CPU.
 
-Stable Diffusion 1 of about a quarter of its width, float32: levels of 96, 160, 320 and 320 channels, latents of 64 x 64
-(images of 512 x 512), texts of 77 tokens, and an autoencoder of 32 to 128 channels. Measured are the UNet's forward pass
-on the pair that guidance needs, a train step on one image (mean squared error, gradients, SGD), and drawing from noise
-to an image by DDIM, the autoencoder included, the text encoder not. Random weights, the same on both sides by way of
-our conversion; the UNet's output, loss, every gradient and the drawn image are asserted to agree before a number is
-printed. PyTorch runs with its memory format of either kind, and the faster is what ours is held against.
+Stable Diffusion 1 of about a quarter of its width, float32: levels of 96, 160, 320 and 320 channels, latents of
+64 x 64 (images of 512 x 512), texts of 77 tokens, and an autoencoder of 32 to 128 channels. Measured are the UNet's
+forward pass on the pair that guidance needs, a train step on one image (mean squared error, gradients, SGD), and
+drawing from noise to an image by DDIM, the autoencoder included, the text encoder not. Random weights, the same on both
+sides by way of our conversion; the UNet's output, loss, every gradient and the drawn image are asserted to agree before
+a number is printed. PyTorch runs in both of its memory formats, and ours is held against the faster one.
 
   python benchmarks/diffusion.py [--part forward] [--rounds 10] [--steps 20] [--json FILE]
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from side_by_side import compare, prepare, quartiles, write_json
 
-SIDE, TOKENS, TEXT_DIM, GUIDANCE, LEARNING_RATE = 64, 77, 192, 7.5, 1e-4
+SIDE, TOKENS, TEXT_DIM, GUIDANCE, LEARNING_RATE = 64, 77, 192, 7.5, 1e-2
 UNET_CONFIG = dict(block_out_channels=(96, 160, 320, 320), cross_attention_dim=TEXT_DIM, sample_size=SIDE)
 VAE_CONFIG = dict(
   block_out_channels=(32, 64, 128, 128), layers_per_block=2, latent_channels=4, sample_size=8 * SIDE,
@@ -192,9 +192,9 @@ def check_step(ours, theirs):
   theirs.trained.load_state_dict(theirs.unet.state_dict())
   largest = max(np.abs(x).max() for x in jax.tree.leaves(wanted))
   for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(changed), jax.tree.leaves(wanted), strict=True):
-    # Against the largest of all: what is left of a parameter after the step is rounded.
+    # Of the largest of all gradients: ours is what a step took from a parameter, which has the parameter's rounding.
     errors.append(np.abs(got - want).max() / largest)
-    if not errors[-1] < 1e-2:
+    if not errors[-1] < 1e-3:
       raise SystemExit(f"the gradient of {jax.tree_util.keystr(path)} differs by {errors[-1]:.1e}: nothing measured")
   return max(errors)
 

@@ -17,7 +17,9 @@ from fsb_jax.pipelines.text_to_image import Drawing, TextToImage
 _SHEET_WIDTH = 1600
 
 
-def draw_to_folder(model: str, prompts: Sequence[str], folder: Path, *, size: str | None, **options: Any) -> list[Path]:
+def draw_to_folder(
+  model: str, prompts: Sequence[str], folder: Path, *, size: str | None, dtype: str = "float32", **options: Any
+) -> list[Path]:
   """Draws, and writes a file for every drawing and a contact sheet of several.
 
   Args:
@@ -25,6 +27,7 @@ def draw_to_folder(model: str, prompts: Sequence[str], folder: Path, *, size: st
     prompts: what to draw.
     folder: where files go; it is made where it is missing, and no file in it is overwritten.
     size: "WIDTHxHEIGHT" in pixels.
+    dtype: of activations and parameters.
     **options: of `TextToImage.__call__`.
 
   Returns:
@@ -46,7 +49,8 @@ def draw_to_folder(model: str, prompts: Sequence[str], folder: Path, *, size: st
     raise UserError(f"--output {folder} cannot be made: {error}") from error
   with warnings.catch_warnings():
     warnings.showwarning = lambda message, *_, **__: print(f"fsb: {message}", file=sys.stderr)
-    drawings = TextToImage(model)(prompts, on_step=_progress if sys.stderr.isatty() else None, **options)
+    draw = TextToImage(model, dtype=dtype, param_dtype=dtype)
+    drawings = draw(prompts, on_step=_progress if sys.stderr.isatty() else None, **options)
   return write_drawings(drawings, folder)
 
 

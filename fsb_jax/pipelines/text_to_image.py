@@ -116,6 +116,7 @@ class TextToImage:
     strength: float | None = None,
     ascii_punctuation: bool = False,
     noise: np.ndarray | None = None,
+    tiled: bool = False,
     on_step: Callable[[int, int], None] | None = None,
   ) -> list[Drawing]:
     """Draws `images_per_prompt` images for every prompt.
@@ -137,6 +138,7 @@ class TextToImage:
       strength: how much of the image is lost, above 0 and at most 1; 0.8 if not given, with a mask 1.
       ascii_punctuation: write full-width punctuation of prompts as ASCII, which draws fewer watermarks.
       noise: `[images, height / 8, width / 8, channels]` instead of the seed's.
+      tiled: images larger than the autoencoder was trained with are decoded in parts that overlap, in less memory.
       on_step: called with (steps done, all steps).
 
     Raises:
@@ -166,6 +168,7 @@ class TextToImage:
       prompts = [to_ascii(prompt) for prompt in prompts]
     arguments = dict(
       height=height, width=width, steps=steps, guidance=guidance, guidance_rescale=guidance_rescale, strength=strength,
+      tiled=tiled,
       image=before and np.asarray(before.resize((width, height), Image.LANCZOS), np.float32)[None] / 127.5 - 1,
       mask=hole and (np.asarray(hole.resize((width, height), Image.LANCZOS))[None, ..., None] >= 127.5) * np.float32(1),
     )  # fmt: skip

@@ -173,8 +173,24 @@ def test_mesh(stable, fixed, mesh):
   image, mask = picture()
   for options in (SIZE, {"image": image, "mask": mask}):
     expected = ours(PROMPTS, steps=2, noise=fixed.noise, **options)
-    drawn = TextToImage(folder, mesh=mesh)(PROMPTS, steps=2, noise=fixed.noise, **options)
+    on_mesh = TextToImage(folder, mesh=mesh)
+    drawn = on_mesh(PROMPTS, steps=2, noise=fixed.noise, **options)
     assert np.abs(pixels(drawn) - pixels(expected)).max() <= 1
+  in_tiles = (draw(PROMPTS, steps=2, noise=fixed.noise, tiled=True, **SIZE) for draw in (on_mesh, ours))
+  assert np.abs(np.subtract(*map(pixels, in_tiles))).max() <= 1
+
+
+def test_large_images_in_tiles(stable, fixed):
+  _, theirs, ours = stable
+  options = dict(num_inference_steps=2, guidance_scale=7.5, output_type="np", **SIZE)
+  theirs.vae.enable_tiling()
+  try:
+    expected = theirs(list(PROMPTS), latents=fixed.latents, **options).images
+  finally:
+    theirs.vae.disable_tiling()
+  drawn = ours(PROMPTS, steps=2, noise=fixed.noise, tiled=True, **SIZE)
+  assert_same(drawn, expected)
+  assert np.abs(pixels(drawn) - pixels(ours(PROMPTS, steps=2, noise=fixed.noise, **SIZE))).max() > 1
 
 
 # The tests below draw with one sampler, so that little is compiled.
@@ -302,6 +318,12 @@ def test_files(stable, fsb, tmp_path):
   assert told["scheduler"] == "euler_ancestral"
   assert told["model"] == str(stable[0]) and told["size"] == "16x16" and "version" in told
   assert Image.open("out/sheet-0001.png").size == (2 * SIDE, SIDE)
+  size = ("--size", f"{SIDE + 8}x{SIDE}", "--count", "1")
+  for number, more in enumerate(((), ("--tiled",), ("--dtype", "bfloat16"))):
+    assert fsb("draw", *arguments, *size, *more, "--output", f"other{number}")[0] == 0
+  plain, tiled, rounded = (np.float32(Image.open(f"other{number}/0001.png")) for number in range(3))
+  assert np.abs(tiled - plain).max() > 1
+  assert 0 < np.abs(rounded - plain).mean() < 20
   drawing = Drawing(image=Image.new("RGB", (4, 4)), seed=1, settings={})
   before = (tmp_path / "out/0001.png").read_bytes()
   assert [path.name for path in write_drawings([drawing], tmp_path / "out")] == ["0003.png"]
@@ -313,6 +335,7 @@ def test_files(stable, fsb, tmp_path):
   [
     ((), "nothing to draw: give --prompt"),
     (("--prompt", "猫", "--size", "512"), "--size 512 must be WIDTHxHEIGHT"),
+    (("--prompt", "猫", "--dtype", "float8"), "unknown dtype 'float8'"),
     (("--prompt", "猫", "--image", "none.png"), "--image none.png is not a file"),
     (("--prompt", "猫", "--model", "nowhere/at/all"), "neither a folder nor a Hub id"),
   ],
