@@ -63,6 +63,11 @@ class TextToImage:
   ):  # fmt: skip
     if batch_size < 1:
       raise UserError(f"batch_size={batch_size} draws nothing; give at least 1")
+    partitioner = mesh if mesh is None or isinstance(mesh, Partitioner) else Partitioner(mesh)
+    run = models.Run(
+      dtype=dtype, param_dtype=param_dtype, scan_layers=False,
+      vocab_multiple=partitioner.vocab_multiple if partitioner else 1,
+    )  # fmt: skip
     folder = find_folder(model)
     missing = [name for name in _PARTS if not (folder / name).exists()]
     if missing:
@@ -70,11 +75,6 @@ class TextToImage:
     from convert_torch import load_diffusers_folder
 
     self._name, self._batch_size, self._checker = str(model), batch_size, safety_checker
-    partitioner = mesh if mesh is None or isinstance(mesh, Partitioner) else Partitioner(mesh)
-    run = models.Run(
-      dtype=dtype, param_dtype=param_dtype, scan_layers=False,
-      vocab_multiple=partitioner.vocab_multiple if partitioner else 1,
-    )  # fmt: skip
     loaded = load_diffusers_folder(folder, run=run, variant=variant)
     self._scheduler_config = loaded.scheduler_config
     unet, autoencoder = diffusion.UNet(loaded.unet_config), diffusion.Autoencoder(loaded.autoencoder_config)
