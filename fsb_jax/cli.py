@@ -222,6 +222,8 @@ def draw(
   ascii_punctuation: Annotated[
     bool, typer.Option("--ascii-punctuation", help="Write full-width punctuation as ASCII: fewer watermarks.")
   ] = False,
+  tiled: Annotated[bool, typer.Option("--tiled", help="Decode large images in parts, in less memory.")] = False,
+  dtype: Annotated[str, typer.Option(help="Of parameters and activations: float32, bfloat16 or float16.")] = "float32",
   output: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("drawings"),
 ) -> None:
   """Draw images that prompts describe, or change images.
@@ -235,7 +237,7 @@ def draw(
   paths = draw_to_folder(
     model, prompt or [], output, size=size, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed,
     images_per_prompt=count, scheduler=scheduler, image=image, mask=mask, strength=strength,
-    ascii_punctuation=ascii_punctuation, lora=dict(map(_file_and_strength, lora or [])),
+    ascii_punctuation=ascii_punctuation, lora=dict(map(_file_and_strength, lora or [])), tiled=tiled, dtype=dtype,
   )  # fmt: skip
   print("\n".join(map(str, paths)))
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsb_jax.errors import UserError
-from fsb_jax.models.diffusion import decode_sliced
+from fsb_jax.models.diffusion import decode_sliced, decode_tiled
 from fsb_jax.models.diffusion.schedulers import Schedule, scale_model_input, step
 from fsb_jax.partitioning import Partitioner
 
@@ -156,6 +156,7 @@ def generate_images(
   mask: np.ndarray | None = None,
   strength: float = 1.0,
   noise: np.ndarray | None = None,
+  tiled: bool = False,
   on_step: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
   """Draws images.
@@ -175,6 +176,7 @@ def generate_images(
     mask: `[rows or 1, height, width, 1]`, 1 where the image is drawn anew and 0 where it stays.
     strength: how much of the image's own latents is lost to noise.
     noise: `[rows, latent height, latent width, channels]` to begin with, instead of the seeds'.
+    tiled: decode in parts, see `decode_tiled`.
     on_step: called with (steps done, steps) after each one.
 
   Returns:
@@ -223,7 +225,7 @@ def generate_images(
     if on_step is not None:
       jax.block_until_ready(slots)
       on_step(i + 1, plan.steps)
-  images = np.clip(_decoded(model, slots[0])[: rows.count] / 2 + 0.5, 0, 1)
+  images = np.clip(_decoded(model, slots[0], tiled)[: rows.count] / 2 + 0.5, 0, 1)
   if not np.isfinite(images).all():
     raise UserError(
       "the drawing is not made of numbers: the networks overflowed; draw with dtype float32 or bfloat16, less guidance "
@@ -238,15 +240,15 @@ def require_noise(noise: np.ndarray | None, shape: tuple[int, ...]) -> None:
     raise UserError(f"noise has shape {noise.shape}, but the images begin with {shape}")
 
 
-def _decoded(model: ImageModel, latents: jax.Array) -> np.ndarray:
-  config = model.autoencoder.config
-  latents = latents / config.scaling_factor + config.shift_factor
+def _decoded(model: ImageModel, latents: jax.Array, tiled: bool) -> np.ndarray:
+  autoencoder, params = model.autoencoder, model.autoencoder_params
+  latents = latents / autoencoder.config.scaling_factor + autoencoder.config.shift_factor
   if model.partitioner is None:
     # One at a time: decoding takes many times the memory of a step.
-    images = decode_sliced(model.autoencoder, model.autoencoder_params, latents)
+    decode = functools.partial(decode_sliced, autoencoder)
   else:
-    programs = _programs(model.unet, model.autoencoder, model.partitioner)
-    images = programs.decode(model.autoencoder_params, latents)
+    decode = _programs(model.unet, autoencoder, model.partitioner).decode
+  images = decode_tiled(autoencoder, params, latents, decode=decode) if tiled else decode(params, latents)
   return np.asarray(images, np.float32)
 
 

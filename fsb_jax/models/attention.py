@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fsb_jax.models.attention_blocks import LONG, attend_in_blocks
 from fsb_jax.models.cache import KeyValues
 from fsb_jax.models.layers import at_least_float32, dense, softmax
 from fsb_jax.models.masks import Mask
@@ -36,7 +37,7 @@ def attend(
     implementation: "auto", "reference", "xla" or "cudnn". "auto" takes `jax.nn.dot_product_attention` for 16-bit
       types, whose scores it makes in float32, wherever it computes the same function: it has no dropout, no float64
       softmax and one way to fill masked scores. In float32 the reference does the same and keeps less for the backward
-      pass.
+      pass. Long rows where nothing is hidden, added or dropped it takes in blocks, see `attention_blocks.py`.
     dropout_rate: on the probabilities, where `dropout_rng` is given.
     dropout_rng: key of that dropout, None for none.
 
@@ -45,6 +46,9 @@ def attend(
   """
   dropping = dropout_rng is not None and dropout_rate > 0
   if implementation == "auto":
+    long = query.shape[1] * key.shape[1] >= LONG
+    if long and bias is None and not dropping and mask.allowed(query.shape[1], key.shape[1]) is None:
+      return attend_in_blocks(query, key, value, scale=scale)
     # On CPU jax.nn.dot_product_attention has no float16 either.
     lacking = query.dtype == jnp.float16 and jax.default_backend() == "cpu"
     narrow = query.dtype.itemsize < 4 and not lacking

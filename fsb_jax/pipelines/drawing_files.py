@@ -18,7 +18,8 @@ _SHEET_WIDTH = 1600
 
 
 def draw_to_folder(
-  model: str, prompts: Sequence[str], folder: Path, *, size: str | None, lora: Mapping[str, float] = {}, **options: Any
+  model: str, prompts: Sequence[str], folder: Path, *, size: str | None, lora: Mapping[str, float] = {},
+  dtype: str = "float32", **options: Any,
 ) -> list[Path]:
   """Draws, and writes a file for every drawing and a contact sheet of several.
 
@@ -28,6 +29,7 @@ def draw_to_folder(
     folder: where files go; it is made where it is missing, and no file in it is overwritten.
     size: "WIDTHxHEIGHT" in pixels.
     lora: see `TextToImage`.
+    dtype: of activations and parameters.
     **options: of `TextToImage.__call__`.
 
   Returns:
@@ -49,7 +51,8 @@ def draw_to_folder(
     raise UserError(f"--output {folder} cannot be made: {error}") from error
   with warnings.catch_warnings():
     warnings.showwarning = lambda message, *_, **__: print(f"fsb: {message}", file=sys.stderr)
-    drawings = TextToImage(model, lora=lora)(prompts, on_step=_progress if sys.stderr.isatty() else None, **options)
+    draw = TextToImage(model, lora=lora, dtype=dtype, param_dtype=dtype)
+    drawings = draw(prompts, on_step=_progress if sys.stderr.isatty() else None, **options)
   return write_drawings(drawings, folder)
 
 

@@ -65,6 +65,11 @@ class TextToImage:
   ):  # fmt: skip
     if batch_size < 1:
       raise UserError(f"batch_size={batch_size} draws nothing; give at least 1")
+    partitioner = mesh if mesh is None or isinstance(mesh, Partitioner) else Partitioner(mesh)
+    run = models.Run(
+      dtype=dtype, param_dtype=param_dtype, scan_layers=False,
+      vocab_multiple=partitioner.vocab_multiple if partitioner else 1,
+    )  # fmt: skip
     folder = find_folder(model)
     missing = [name for name in _PARTS if not (folder / name).exists()]
     if missing:
@@ -72,11 +77,6 @@ class TextToImage:
     from convert_torch import load_diffusers_folder, lora_files
 
     self._name, self._batch_size, self._checker = str(model), batch_size, safety_checker
-    partitioner = mesh if mesh is None or isinstance(mesh, Partitioner) else Partitioner(mesh)
-    run = models.Run(
-      dtype=dtype, param_dtype=param_dtype, scan_layers=False,
-      vocab_multiple=partitioner.vocab_multiple if partitioner else 1,
-    )  # fmt: skip
     loaded = load_diffusers_folder(folder, run=run, variant=variant)
     for path, strength in lora.items():
       loaded = lora_files.with_lora(loaded, lora_files.load_lora(path, loaded), strength)
@@ -121,6 +121,7 @@ class TextToImage:
     strength: float | None = None,
     ascii_punctuation: bool = False,
     noise: np.ndarray | None = None,
+    tiled: bool = False,
     on_step: Callable[[int, int], None] | None = None,
   ) -> list[Drawing]:
     """Draws `images_per_prompt` images for every prompt.
@@ -142,6 +143,7 @@ class TextToImage:
       strength: how much of the image is lost, above 0 and at most 1; 0.8 if not given, with a mask 1.
       ascii_punctuation: write full-width punctuation of prompts as ASCII, which draws fewer watermarks.
       noise: `[images, height / 8, width / 8, channels]` instead of the seed's.
+      tiled: images larger than the autoencoder was trained with are decoded in parts that overlap, in less memory.
       on_step: called with (steps done, all steps).
 
     Raises:
@@ -171,6 +173,7 @@ class TextToImage:
       prompts = [to_ascii(prompt) for prompt in prompts]
     arguments = dict(
       height=height, width=width, steps=steps, guidance=guidance, guidance_rescale=guidance_rescale, strength=strength,
+      tiled=tiled,
       image=before and np.asarray(before.resize((width, height), Image.LANCZOS), np.float32)[None] / 127.5 - 1,
       mask=hole and (np.asarray(hole.resize((width, height), Image.LANCZOS))[None, ..., None] >= 127.5) * np.float32(1),
     )  # fmt: skip

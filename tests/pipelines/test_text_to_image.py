@@ -25,6 +25,7 @@ from tiny_diffusion import (
 from fsb_jax import cli
 from fsb_jax.errors import UserError
 from fsb_jax.generation import images
+from fsb_jax.pipelines import drawing_files
 from fsb_jax.pipelines.drawing_files import contact_sheet, write_drawings
 from fsb_jax.pipelines.prompt_encoder import ascii_punctuation
 from fsb_jax.pipelines.text_to_image import Drawing, TextToImage
@@ -173,8 +174,24 @@ def test_mesh(stable, fixed, mesh):
   image, mask = picture()
   for options in (SIZE, {"image": image, "mask": mask}):
     expected = ours(PROMPTS, steps=2, noise=fixed.noise, **options)
-    drawn = TextToImage(folder, mesh=mesh)(PROMPTS, steps=2, noise=fixed.noise, **options)
+    on_mesh = TextToImage(folder, mesh=mesh)
+    drawn = on_mesh(PROMPTS, steps=2, noise=fixed.noise, **options)
     assert np.abs(pixels(drawn) - pixels(expected)).max() <= 1
+  in_tiles = (draw(PROMPTS, steps=2, noise=fixed.noise, tiled=True, **SIZE) for draw in (on_mesh, ours))
+  assert np.abs(np.subtract(*map(pixels, in_tiles))).max() <= 1
+
+
+def test_large_images_in_tiles(stable, fixed):
+  _, theirs, ours = stable
+  options = dict(num_inference_steps=2, guidance_scale=7.5, output_type="np", **SIZE)
+  theirs.vae.enable_tiling()
+  try:
+    expected = theirs(list(PROMPTS), latents=fixed.latents, **options).images
+  finally:
+    theirs.vae.disable_tiling()
+  drawn = ours(PROMPTS, steps=2, noise=fixed.noise, tiled=True, **SIZE)
+  assert_same(drawn, expected)
+  assert np.abs(pixels(drawn) - pixels(ours(PROMPTS, steps=2, noise=fixed.noise, **SIZE))).max() > 1
 
 
 # The tests below draw with one sampler, so that little is compiled.
@@ -308,11 +325,36 @@ def test_files(stable, fsb, tmp_path):
   assert (tmp_path / "out/0001.png").read_bytes() == before
 
 
+def test_tiles_and_dtype_on_the_command_line(stable, fsb, monkeypatch):
+  made = []
+
+  def load(model, **options):
+    made.append(options)
+    return stable[2]
+
+  monkeypatch.setattr(drawing_files, "TextToImage", load)
+  size = ("--size", f"{SIDE + 8}x{SIDE}", "--scheduler", DRAWS["scheduler"], "--steps", "2", "--seed", "3")
+  arguments = ("draw", "--model", "any", "--prompt", PROMPTS[0], *size)
+  assert fsb(*arguments, "--output", "whole")[0] == 0
+  assert fsb(*arguments, "--tiled", "--dtype", "bfloat16", "--output", "tiles")[0] == 0
+  assert made == [dict(dtype=name, param_dtype=name) for name in ("float32", "bfloat16")]
+  whole, tiles = (np.float32(Image.open(f"{folder}/0001.png")) for folder in ("whole", "tiles"))
+  assert np.abs(whole - tiles).max() > 1
+  assert np.array_equal(pixels(stable[2](PROMPTS[0], seed=3, tiled=True, **DRAWS, **SIZE)), tiles[None])
+
+
+def test_sixteen_bits_draw_nearly_the_same(stable, fixed):
+  rounded = TextToImage(stable[0], dtype="bfloat16", param_dtype="bfloat16")
+  drawn, expected = (draw(PROMPTS, steps=2, noise=fixed.noise, **SIZE) for draw in (rounded, stable[2]))
+  assert 0 < np.abs(pixels(drawn) - pixels(expected)).mean() < 5
+
+
 @pytest.mark.parametrize(
   "arguments, words",
   [
     ((), "nothing to draw: give --prompt"),
     (("--prompt", "猫", "--size", "512"), "--size 512 must be WIDTHxHEIGHT"),
+    (("--prompt", "猫", "--dtype", "float8"), "unknown dtype 'float8'"),
     (("--prompt", "猫", "--image", "none.png"), "--image none.png is not a file"),
     (("--prompt", "猫", "--model", "nowhere/at/all"), "neither a folder nor a Hub id"),
   ],

@@ -1,6 +1,7 @@
 """Decoding in parts, for large images and small memories."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +21,9 @@ def decode_sliced(autoencoder: Autoencoder, params: Any, latents: jax.Array) -> 
   return jnp.concatenate([_decode(autoencoder, params, latents[i : i + 1]) for i in range(latents.shape[0])])
 
 
-def decode_tiled(autoencoder: Autoencoder, params: Any, latents: jax.Array, overlap: float = 0.25) -> jax.Array:
+def decode_tiled(
+  autoencoder: Autoencoder, params: Any, latents: jax.Array, overlap: float = 0.25, decode: Callable | None = None
+) -> jax.Array:
   """`Autoencoder.decode` by overlapping tiles of `config.sample_size` pixels, blended where they overlap.
 
   What it gives is not what decoding at once gives: every tile is normalised by itself. Latents no larger than a tile
@@ -31,21 +34,22 @@ def decode_tiled(autoencoder: Autoencoder, params: Any, latents: jax.Array, over
     params: its parameters.
     latents: `[batch, height, width, latent_channels]`.
     overlap: of neighbouring tiles, as a part of one.
+    decode: a compiled `Autoencoder.decode`, called with parameters and latents; our own on one device if not given.
 
   Returns:
     Images, `[batch, 8 * height, 8 * width, out_channels]`.
   """
-  config = autoencoder.config
+  config, decode = autoencoder.config, decode or functools.partial(_decode, autoencoder)
   pixels, tile = config.sample_size, config.sample_size // config.reduction
   height, width = latents.shape[1:3]
   if max(height, width) <= tile:
-    return _decode(autoencoder, params, latents)
+    return decode(params, latents)
   step, blended = int(tile * (1 - overlap)), int(pixels * overlap)
   kept, above, result = pixels - blended, [], []
   for top in range(0, height, step):
     row: list[jax.Array] = []
     for column, left in enumerate(range(0, width, step)):
-      image = _decode(autoencoder, params, latents[:, top : top + tile, left : left + tile])
+      image = decode(params, latents[:, top : top + tile, left : left + tile])
       if above:
         image = _blend(above[column], image, blended, axis=1)
       if row:
