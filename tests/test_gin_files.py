@@ -30,7 +30,7 @@ def test_every_gin_file_is_covered():
   found = {str(path.relative_to(GIN)) for path in GIN.rglob("*.gin")}
   bases = {f"models/{family}/base.gin" for family in models.all_families()}
   runs = {f"runs/{name}.gin" for name in FUNCTIONS}
-  others = {"runs/unimc.gin", "tasks/table.gin", "tasks/text.gin", "experiments/quickstart.gin"}
+  others = {"runs/unimc.gin", "runs/cache.gin", "tasks/table.gin", "tasks/text.gin", "experiments/quickstart.gin"}
   assert found == {*SIZES, *bases, *runs, *others}
 
 

@@ -50,6 +50,7 @@ class Loader:
     rows: Sequence[int] | None = None,
     mixture_rate: Callable[..., float] | None = None,
     view: str | None = None,
+    cache_dir: str | None = None,
   ):
     """Reads and tokenises the split.
 
@@ -68,6 +69,7 @@ class Loader:
       mixture_rate: `(task, split=)` -> the rate at which training takes a mixture's SeqIO task, such as
         `seqio.mixing_rate_num_examples` with a temperature or a maximum; the mixture's own where it is None.
       view: "unimc" asks a classification as a question with options, see `options`; None as a classification.
+      cache_dir: take the tokens from there, where `tasks.caching.cache_task` put them; None reads the files.
 
     Raises:
       UserError: an argument does not fit, or the task's files are missing or malformed.
@@ -89,7 +91,7 @@ class Loader:
     self._padding_side = tokenizer.padding_side
     self._examples = read_examples(
       task_name, split, tokenizer, max_length, seed=seed, by_rates=shuffle, data_dir=data_dir,
-      mixture_rate=mixture_rate, view=view,
+      mixture_rate=mixture_rate, view=view, cache_dir=cache_dir,
     )
     question, lengths = self._examples.question, self._examples.tokens.lengths
     self.head, self.label_names, self.label_slice = question.head, question.label_names, question.label_slice
@@ -123,7 +125,7 @@ class Loader:
       raise UserError(f"Example {index} is outside 0..{self.num_examples - 1}.")
     starts = np.cumsum([0, *self._examples.sizes])
     member = int(np.searchsorted(starts, index, side="right")) - 1
-    fields = self._examples.fields[member]
+    fields = self._examples.fields[member]()
     if fields is None:
       return {"text": self._tokenizer.decode(self._examples.tokens.row("input_ids", index), skip_special_tokens=True)}
     return fields[index - int(starts[member])]

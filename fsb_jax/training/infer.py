@@ -36,6 +36,7 @@ def infer(
   dtype: str = "float32",
   tokenizer: Any = None,
   data_dir: str | None = None,
+  cache_dir: str | None = None,
   view: str | None = None,
 ) -> int:
   """Writes a line per example, in the split's order: the published fields, then `prediction` and `score`.
@@ -54,7 +55,8 @@ def infer(
   for member in task_names(name):
     loader = task_loader(
       member, split, start, partitioner,
-      max_length=length, batch_size=batch_size, buckets=buckets, data_dir=data_dir, view=view,
+      max_length=length, batch_size=batch_size, buckets=buckets, data_dir=data_dir,
+      cache_dir=cache_dir, view=view,
     )
     step = step or compiled_eval_step(start, partitioner, loader.objective)
     predictions = _predictions(loader, step, params, partitioner)

@@ -92,8 +92,8 @@ class Options:
     return only_asked_unimc(asked, min(self.label_slice[1] + hidden, length))
 
 
-def encode_options(task, split: str, tokenizer, max_length: int) -> tuple[dict[str, list], list[dict]]:
-  """The rows of a classification's split as `encodings.encode_unimc` gives them, with `choice`, and its fields.
+def encode_options(task, split: str, tokenizer, max_length: int) -> dict[str, list]:
+  """The rows of a classification's split as `encodings.encode_unimc` gives them, with `choice`.
 
   A task that `encodings.CLUE_FORMS` knows has the options written there, any other the names of its labels.
 
@@ -126,7 +126,7 @@ def encode_options(task, split: str, tokenizer, max_length: int) -> tuple[dict[s
   for item, row in zip(items, examples):
     if row["label"] == tasks.NO_LABEL:
       del item["label"]
-  return {**encode_unimc(tokenizer, items, max_length=max_length), "choice": [item["choice"] for item in items]}, fields
+  return {**encode_unimc(tokenizer, items, max_length=max_length), "choice": [item["choice"] for item in items]}
 
 
 def options_of(rows: Mapping[str, Sequence], tokenizer, *, seed: int, hides: bool) -> Options:
