@@ -330,7 +330,7 @@ def data_cache(
     list[str] | None, typer.Option(help="Of the runner, as NAME=VALUE: direct_num_workers=0, project=...; repeatable.")
   ] = None,
   gin_file: Annotated[
-    list[str] | None, typer.Option(help="One of gin/tasks, with --gin.NAME=VALUE: your own files.")
+    list[str] | None, typer.Option("--gin_file", help="One of gin/tasks, with --gin.NAME=VALUE: your own files.")
   ] = None,
   gin_search_paths: GinPaths = None,
   data_dir: DataDirectory = None,
@@ -342,14 +342,13 @@ def data_cache(
   """
   from fsb_jax.tasks import caching
 
-  caching.require_beam()
   names = [argument for argument in arguments or () if not argument.startswith("-")]
   if len(names) + bool(gin_file) > 1:
     raise UserError("fsb data cache takes one task or mixture, or one that a --gin_file names.")
   bindings = _bindings([argument for argument in arguments or () if argument not in names])
   _quiet()
   with _silent_import():
-    import apache_beam  # noqa: F401
+    caching.require_beam()
     import seqio  # noqa: F401 - brings TensorFlow
   from fsb_jax.training import gin_utils
   from fsb_jax.training.start import find_tokenizer

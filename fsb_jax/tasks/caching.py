@@ -5,7 +5,6 @@ JSON, what the tokens were made with.
 """
 
 import functools
-import importlib.util
 import json
 import os
 import threading
@@ -27,8 +26,12 @@ _REGISTERING = threading.Lock()
 
 def require_beam() -> None:
   """UserError where Apache Beam is not installed."""
-  if importlib.util.find_spec("apache_beam") is None:
-    raise UserError("A cache is made with Apache Beam, which is not installed; pip install 'fsb_jax[beam]' brings it.")
+  try:
+    import apache_beam  # noqa: F401
+  except ModuleNotFoundError as error:
+    raise UserError(
+      f"A cache is made with Apache Beam, which is not installed ({error}); pip install 'fsb_jax[beam]' brings it."
+    ) from error
 
 
 def cache_task(

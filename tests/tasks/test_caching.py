@@ -5,6 +5,7 @@ import importlib.util
 import json
 import pickle
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -152,8 +153,8 @@ def test_mistakes_are_told_before_the_work_starts(own_tasks, tokenizer, clue_dir
     return list(caching.cache_task(task, tokenizer=tokenizer, output=tmp_path, data_dir=str(clue_dir), **options))
 
   with monkeypatch.context() as patch:
-    patch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"not installed; pip install 'fsb_jax\[beam\]' brings it"):
+    patch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(UserError, match=r"not installed \(.*\); pip install 'fsb_jax\[beam\]' brings it"):
       cache("afqmc")
   monkeypatch.setattr(caching, "require_beam", lambda: None)
   monkeypatch.setattr(caching, "_run_pipeline", lambda *arguments: pytest.fail("work was started"))
