@@ -6,6 +6,7 @@ JSON, what the tokens were made with.
 
 import functools
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -199,6 +200,7 @@ def _register_on_worker(name: str, tokenizer, folder: Path | None, declared: tup
 
   with _REGISTERING:
     if name not in seqio.TaskRegistry.names():
+      logging.getLogger("absl").setLevel(logging.WARNING)  # SeqIO logs whole examples
       for task in declared:
         registry.declare(task)
       register(tokenizer, folder)
