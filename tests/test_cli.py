@@ -109,6 +109,12 @@ def test_missing_data_file(fsb, tmp_path):
   assert "tnews" in sentence and "data" in sentence and "CLUE" in sentence
 
 
+def test_no_cache(fsb):
+  status, _, error = fsb(*SCRATCH, "--gin.CACHE_DIR=nowhere")
+  assert status == 2
+  assert "CACHE_DIR nowhere has no split 'train' of jieba_lexicon; make it with fsb data cache" in one_sentence(error)
+
+
 def test_no_data_directory(fsb):
   status, _, error = fsb(*SCRATCH, "--gin.MIXTURE_OR_TASK_NAME=tnews")
   assert status == 2 and "FSB_DATA_DIR" in one_sentence(error)

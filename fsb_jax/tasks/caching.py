@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -166,25 +167,38 @@ def _splits_to_do(name: str, splits: Sequence[str], folder: Path | None, output)
 
 def _run_pipeline(task, splits: Sequence[str], folder: str, setup, options: Sequence[str]) -> None:
   import apache_beam as beam
-  import seqio
-  from seqio import beam_utils
 
   try:
     pipeline = beam.Pipeline(options=beam.options.pipeline_options.PipelineOptions(list(options)))
   except ValueError as error:
     raise UserError(f"Beam: {' '.join(str(error).split())}") from error
-  with pipeline:
-    for split in splits:
-      preprocess = beam_utils.PreprocessTask(task, split, setup_fn=setup)
-      count = len(preprocess.shards)
-      examples = pipeline | f"{split}_examples" >> preprocess | f"{split}_shuffle" >> beam.Reshuffle()
-      written = beam_utils.WriteExampleTfRecord(seqio.get_cached_tfrecord_prefix(folder, split), num_shards=count)
-      info, stats = beam_utils.GetInfo(count), beam_utils.GetStats(_counted(task))
-      write_info = beam_utils.WriteJson(seqio.get_cached_info_path(folder, split))
-      write_stats = beam_utils.WriteJson(seqio.get_cached_stats_path(folder, split))
-      _ = examples | f"{split}_write" >> written
-      _ = examples | f"{split}_info" >> info | f"{split}_write_info" >> write_info
-      _ = examples | f"{split}_stats" >> stats | f"{split}_write_stats" >> write_stats
+  try:
+    with pipeline:
+      for split in splits:
+        _add_split(pipeline, task, split, folder, setup)
+  except Exception as error:
+    # A mistake in a file comes back from a worker as the text of another error.
+    told = re.search(rf"{UserError.__module__}\.UserError: (.+)", str(error))
+    if not told:
+      raise
+    raise UserError(told.group(1)) from error
+
+
+def _add_split(pipeline, task, split: str, folder: str, setup) -> None:
+  import apache_beam as beam
+  import seqio
+  from seqio import beam_utils
+
+  preprocess = beam_utils.PreprocessTask(task, split, setup_fn=setup)
+  count = len(preprocess.shards)
+  examples = pipeline | f"{split}_examples" >> preprocess | f"{split}_shuffle" >> beam.Reshuffle()
+  written = beam_utils.WriteExampleTfRecord(seqio.get_cached_tfrecord_prefix(folder, split), num_shards=count)
+  info, stats = beam_utils.GetInfo(count), beam_utils.GetStats(_counted(task))
+  write_info = beam_utils.WriteJson(seqio.get_cached_info_path(folder, split))
+  write_stats = beam_utils.WriteJson(seqio.get_cached_stats_path(folder, split))
+  _ = examples | f"{split}_write" >> written
+  _ = examples | f"{split}_info" >> info | f"{split}_write_info" >> write_info
+  _ = examples | f"{split}_stats" >> stats | f"{split}_write_stats" >> write_stats
 
 
 def _counted(task) -> dict:

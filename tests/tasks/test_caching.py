@@ -168,6 +168,18 @@ def test_mistakes_are_told_before_the_work_starts(own_tasks, tokenizer, clue_dir
     cache(None)
 
 
+def test_a_mistake_in_a_file_is_told_as_one(tokenizer, tmp_path, monkeypatch):
+  pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install 'fsb_jax[beam]'")
+  monkeypatch.setattr(registry, "_DECLARED", {})
+  (tmp_path / "lines.jsonl").write_text('{"text": "他"}\n{"text": "来"}\n{"text": 5}\n', encoding="utf-8")
+  tasks.plain_text_task("lines", {"train": tmp_path / "lines.jsonl"})
+  with pytest.raises(UserError, match=r"^\S+lines.jsonl, line 3: field 'text' must be text, not int\.$"):
+    list(caching.cache_task("lines", tokenizer=tokenizer, output=tmp_path / "cache"))
+  assert not (tmp_path / "cache" / "lines" / "COMPLETED").exists()
+  with pytest.raises(UserError, match="^Beam: Unexpected pipeline runner: NoRunner"):
+    list(caching.cache_task("lines", tokenizer=tokenizer, output=tmp_path / "cache", runner="NoRunner"))
+
+
 def test_a_worker_elsewhere_learns_the_task(own_tasks, tokenizer):
   declared = tuple(registry.declared_tasks())
   setup = functools.partial(caching._register_on_worker, "text", tokenizer, None, declared)
