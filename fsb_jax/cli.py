@@ -336,6 +336,55 @@ def data_check(
     raise typer.Exit(1)
 
 
+@data_app.command("cache", context_settings=_GIN)
+def data_cache(
+  model: Annotated[str, typer.Option(help="Whose tokenizer: a training run's folder, a Hub folder or id.")],
+  output: Annotated[str, typer.Option(help="Folder for the tokens, or a bucket's address.")],
+  arguments: Annotated[
+    list[str] | None, typer.Argument(metavar="[TASK] [--gin.NAME=VALUE]...", help="A task or mixture, or a gin file's.")
+  ] = None,
+  split: Annotated[list[str] | None, typer.Option(help="Repeatable; those on disk if not given.")] = None,
+  runner: Annotated[str, typer.Option(help="Beam's: DirectRunner, DataflowRunner, FlinkRunner, ...")] = "DirectRunner",
+  option: Annotated[
+    list[str] | None, typer.Option(help="Of the runner, as NAME=VALUE: direct_num_workers=0, project=...; repeatable.")
+  ] = None,
+  gin_file: Annotated[
+    list[str] | None, typer.Option("--gin_file", help="One of gin/tasks, with --gin.NAME=VALUE: your own files.")
+  ] = None,
+  gin_search_paths: GinPaths = None,
+  data_dir: DataDirectory = None,
+) -> None:
+  """Tokenise a task once, with Apache Beam; --gin.CACHE_DIR of a run reads the tokens.
+
+  Example: fsb data cache tnews --model IDEA-CCNL/Erlangshen-Roberta-110M-NLI --output cache
+  fsb data cache --gin_file=gin/tasks/text.gin "--gin.TRAIN_FILES=corpus/*.txt" --model runs/mlm --output cache
+  """
+  from fsb_jax.tasks import caching
+
+  names = [argument for argument in arguments or () if not argument.startswith("-")]
+  if len(names) + bool(gin_file) > 1:
+    raise UserError("fsb data cache takes one task or mixture, or one that a --gin_file names.")
+  bindings = _bindings([argument for argument in arguments or () if argument not in names])
+  _quiet()
+  with _silent_import():
+    caching.require_beam()
+    import seqio  # noqa: F401 - brings TensorFlow
+  from fsb_jax.training import gin_utils
+  from fsb_jax.training.start import find_tokenizer
+
+  for chatter in ("apache_beam", "absl"):
+    logging.getLogger(chatter).setLevel(logging.ERROR)
+  files = ["runs/cache.gin", *(gin_file or [])]
+  configured, _ = gin_utils.configured(caching.cache_task, files, bindings, gin_search_paths or ())
+  named = {"task": names[0]} if names else {}
+  lines = configured(
+    tokenizer=find_tokenizer(None, model), output=output, splits=split or (), data_dir=data_dir, runner=runner,
+    options=[f"--{each}" for each in option or ()], **named,
+  )  # fmt: skip
+  for line in lines:
+    print(line, flush=True)
+
+
 @data_app.command("download")
 def data_download(
   names: Annotated[list[str], typer.Argument(help="Tasks or mixtures.")], data_dir: DataDirectory = None
@@ -452,11 +501,7 @@ def _run(
 
   Where the gin files configure `or_else`, another module and function, that one is called.
   """
-  bindings = []
-  for argument in context.args:
-    if not argument.startswith("--gin."):
-      raise UserError(f"unknown option {argument}; configuration is given as --gin.NAME=VALUE")
-    bindings.append(argument.removeprefix("--gin."))
+  bindings = _bindings(context.args)
   _quiet()
   with _silent_import():
     import seqio  # noqa: F401 - brings TensorFlow
@@ -476,6 +521,14 @@ def _run(
   if jax.default_backend() == "cpu":
     host_memory.keep_freed_memory()
   configured(**({"config_text": text} if keep_config else {}), **arguments)
+
+
+def _bindings(arguments: list[str]) -> list[str]:
+  """NAME=VALUE of every --gin.NAME=VALUE."""
+  for argument in arguments:
+    if not argument.startswith("--gin."):
+      raise UserError(f"unknown option {argument}; configuration is given as --gin.NAME=VALUE")
+  return [argument.removeprefix("--gin.") for argument in arguments]
 
 
 def _quiet() -> None:

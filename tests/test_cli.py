@@ -109,6 +109,12 @@ def test_missing_data_file(fsb, tmp_path):
   assert "tnews" in sentence and "data" in sentence and "CLUE" in sentence
 
 
+def test_no_cache(fsb):
+  status, _, error = fsb(*SCRATCH, "--gin.CACHE_DIR=nowhere")
+  assert status == 2
+  assert "CACHE_DIR nowhere has no split 'train' of jieba_lexicon; make it with fsb data cache" in one_sentence(error)
+
+
 def test_no_data_directory(fsb):
   status, _, error = fsb(*SCRATCH, "--gin.MIXTURE_OR_TASK_NAME=tnews")
   assert status == 2 and "FSB_DATA_DIR" in one_sentence(error)
@@ -179,8 +185,8 @@ def test_debug_shows_the_traceback(fsb):
 
 
 @pytest.mark.parametrize("command", [(), ("train",), ("eval",), ("infer",), ("predict",), ("tasks",), ("tasks", "show"),
-                                     ("data",), ("data", "check"), ("data", "download"), ("convert",),
-                                     ("convert", "import"), ("convert", "export"), ("convert", "verify")])
+                                     ("data",), ("data", "cache"), ("data", "check"), ("data", "download"),
+                                     ("convert",), ("convert", "import"), ("convert", "export"), ("convert", "verify")])
 def test_help_has_an_example(fsb, command):
   status, out, _ = fsb(*command, "--help")
   assert status == 0 and "Usage" in out
@@ -211,6 +217,37 @@ def test_data_on_the_command_line(fsb, tmp_path, monkeypatch):
   assert status == 2 and "Name the data directory" in one_sentence(error)
   status, _, error = fsb("data", "download", "lcqmc", "--data_dir", "data")
   assert status == 2 and "lcqmc has no address to fetch it from; get it from" in one_sentence(error)
+
+
+def test_a_cache_of_own_texts(fsb, tmp_path, monkeypatch):
+  from fsb_jax.encodings import bert_tokenizer_from_characters
+  from fsb_jax.tasks import caching
+
+  (tmp_path / "model").mkdir()
+  bert_tokenizer_from_characters("今天很开心", tmp_path / "model")
+  (tmp_path / "texts.txt").write_text("今天\n很开心\n", encoding="utf-8")
+  asked = ("data", "cache", "--model", "model", "--output", "cache")
+  own = ("--gin_file=gin/tasks/text.gin", "--gin.TRAIN_FILES=texts.txt")
+  with monkeypatch.context() as patch:
+    patch.setitem(sys.modules, "apache_beam", None)
+    status, _, error = fsb(*asked, "jieba_lexicon")
+    assert status == 2 and "pip install 'fsb_jax[beam]' brings it" in one_sentence(error)
+
+  def pipeline(task, splits, folder, setup, options):
+    assert [example["text"] for example in task.source.examples("train")] == ["今天", "很开心"]
+    assert options == ["--runner=FlinkRunner", "--flink_master=here:8081"] and splits == ("train",)
+    Path(folder).mkdir(parents=True)
+    (Path(folder) / "stats.train.json").write_text('{"examples": 2, "input_ids_tokens": 5}')
+
+  monkeypatch.setattr(caching, "require_beam", lambda: None)
+  monkeypatch.setattr(caching, "_run_pipeline", pipeline)
+  runner = ("--runner", "FlinkRunner", "--option", "flink_master=here:8081")
+  assert fsb(*asked, *own, *runner) == (0, "text train: 2 examples, 5 tokens in cache/text\n", "")
+  assert fsb(*asked, *own, *runner)[:2] == (0, "text: is in cache\n")
+  status, _, error = fsb(*asked, *own, "tnews")
+  assert status == 2 and "takes one task or mixture, or one that a --gin_file names" in one_sentence(error)
+  status, _, error = fsb(*asked, "tnews", "--runer=x")
+  assert status == 2 and "unknown option --runer=x" in one_sentence(error)
 
 
 HEAVY = ("jax", "tensorflow", "torch", "transformers")

@@ -35,7 +35,7 @@ def test_every_gin_file_is_covered():
   bases = {f"models/{family}/base.gin" for family in models.all_families()}
   runs = {f"runs/{name}.gin" for name in FUNCTIONS}
   others = {
-    "runs/unimc.gin", "tasks/table.gin", "tasks/text.gin", "experiments/quickstart.gin",
+    "runs/unimc.gin", "runs/cache.gin", "tasks/table.gin", "tasks/text.gin", "experiments/quickstart.gin",
     *(f"runs/{name}.gin" for name in BENCHMARKS),
   }  # fmt: skip
   assert found == {*SIZES, *bases, *runs, *others}

@@ -11,12 +11,12 @@ from fsb_jax.encodings.conversations import (
   own_conversation_prompt,
   split_stops,
 )
-from fsb_jax.encodings.documents import encode_documents
+from fsb_jax.encodings.documents import cut_documents, encode_documents, number_words
 from fsb_jax.encodings.extraction_scores import cell_scores, entity_scores, event_scores, relation_scores
 from fsb_jax.encodings.images import ImageForm, encode_images, image_form, load_image
 from fsb_jax.encodings.masking import IGNORED, asked_positions, mask_words
 from fsb_jax.encodings.ngrams import NgramForm, NgramLexicon, encode_ngrams, read_ngrams
-from fsb_jax.encodings.pairs import encode_pairs
+from fsb_jax.encodings.pairs import cut_pairs, encode_bare, encode_pairs
 from fsb_jax.encodings.shifting import shift_right
 from fsb_jax.encodings.spans import Answer, answer_positions, best_answers, encode_windows, no_answer_score
 from fsb_jax.encodings.streaming import StreamingDetokenizer
@@ -73,8 +73,11 @@ __all__ = [
   "cmrc_answers",
   "cmrc_items",
   "conversation_prompt",
+  "cut_documents",
+  "cut_pairs",
   "decode_ubert",
   "decode_uniex",
+  "encode_bare",
   "encode_characters",
   "encode_documents",
   "encode_images",
@@ -101,6 +104,7 @@ __all__ = [
   "mask_unimc",
   "mask_words",
   "no_answer_score",
+  "number_words",
   "only_asked_unimc",
   "own_conversation_prompt",
   "pad_uniex",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fsb_jax.encodings.borrowing import borrowed_backend
-from fsb_jax.errors import UserError
+from fsb_jax.encodings.framing import Frame
 
 
 def encode_documents(
@@ -32,36 +32,64 @@ def encode_documents(
   Raises:
     UserError: `max_length` leaves no room for text.
   """
+  rows = cut_documents(tokenizer, **number_words(tokenizer, texts, whole_words=whole_words), max_length=max_length)
+  return {name: rows[name] for name in ("input_ids", "token_type_ids", "word_ids")}
+
+
+def number_words(tokenizer, texts: Sequence[str], *, whole_words: bool = True) -> dict[str, list[np.ndarray]]:
+  """Encodes documents for `cut_documents`, once for rows of any length.
+
+  Args:
+    tokenizer: a transformers fast tokenizer.
+    texts: the documents.
+    whole_words: see `encode_documents`.
+
+  Returns:
+    `input_ids`, without special tokens around them, and `word_ids`, the number of every token's word: one int32 array
+    of shape `[tokens]` per document.
+  """
   with borrowed_backend(tokenizer) as backend:
-    # What stands around a text, found out instead of asked for: every tokenizer has its own template.
-    frame = backend.encode("一")
     encodings = backend.encode_batch(list(texts), add_special_tokens=False)
-  inside = np.flatnonzero(np.array(frame.special_tokens_mask) == 0)
-  before, after = np.array(frame.ids[: inside[0]], np.int32), np.array(frame.ids[inside[-1] + 1 :], np.int32)
-  types = frame.type_ids
-  room = None if max_length is None else max_length - len(before) - len(after)
-  if room is not None and room < 1:
-    raise UserError(
-      f"max_length {max_length} leaves no room for text beside {len(before) + len(after)} special tokens; raise it."
-    )
-  special_ids = np.array(tokenizer.all_special_ids, np.int32)
-  rows = {"input_ids": [], "token_type_ids": [], "word_ids": []}
+  documents = {"input_ids": [np.array(encoding.ids, np.int32) for encoding in encodings], "word_ids": []}
   for text, encoding in zip(texts, encodings):
-    if not encoding.ids:
+    count = len(encoding.ids)
+    words = _words_of(text, np.array(encoding.offsets)) if whole_words and count else np.arange(count)
+    documents["word_ids"].append(words.astype(np.int32))
+  return documents
+
+
+def cut_documents(
+  tokenizer, input_ids: Sequence[np.ndarray], word_ids: Sequence[np.ndarray], *, max_length: int | None
+) -> dict[str, list]:
+  """The rows of `encode_documents`, from what `number_words` gives.
+
+  Args:
+    tokenizer: the tokenizer that made it.
+    input_ids: the documents, int32 `[tokens]` each.
+    word_ids: the number of every token's word.
+    max_length: longest row in tokens, special tokens included; None cuts nothing.
+
+  Returns:
+    What `encode_documents` does, and `document`: which one each row is of.
+
+  Raises:
+    UserError: `max_length` leaves no room for text.
+  """
+  frame = Frame(tokenizer, pairs=False)
+  room = frame.room(max_length)
+  special_ids = np.array(tokenizer.all_special_ids, np.int32)
+  rows = {"input_ids": [], "token_type_ids": [], "word_ids": [], "document": []}
+  for number, (ids, words) in enumerate(zip(input_ids, word_ids)):
+    if not len(ids):
       continue
-    ids = np.array(encoding.ids, np.int32)
-    words = _words_of(text, np.array(encoding.offsets)) if whole_words else np.arange(len(ids))
     parts = 1 if room is None else -(-len(ids) // room)
     for ids_part, words_part in zip(np.array_split(ids, parts), np.array_split(words, parts)):
       starts = np.concatenate([[0], words_part[1:] != words_part[:-1]])
-      word_ids = np.where(np.isin(ids_part, special_ids), -1, np.cumsum(starts))
-      row = np.concatenate([before, ids_part, after])
-      rows["input_ids"].append(row)
-      rows["word_ids"].append(np.pad(word_ids, (len(before), len(after)), constant_values=-1).astype(np.int32))
-      text_types = np.full(len(ids_part), types[inside[0]])
-      rows["token_type_ids"].append(
-        np.concatenate([types[: inside[0]], text_types, types[inside[-1] + 1 :]]).astype(np.int32)
-      )
+      numbers = np.where(np.isin(ids_part, special_ids), -1, np.cumsum(starts))
+      rows["input_ids"].append(frame.ids([ids_part]))
+      rows["token_type_ids"].append(frame.types([ids_part]))
+      rows["word_ids"].append(frame.filled(numbers, -1).astype(np.int32))
+      rows["document"].append(number)
   return rows
 
 

@@ -17,6 +17,7 @@ from fsb_jax.tasks.text_task import load_split
 
 _KNOWN = Path(__file__).with_name("known_files.json")
 _SECONDS_WITHOUT_A_BYTE = 30
+_HUB = "hf://datasets/"
 
 
 def list_data(data_dir: str | None) -> Iterator[str]:
@@ -38,7 +39,7 @@ def check_data(names: Sequence[str], data_dir: str | None) -> Iterator[tuple[boo
   Yields:
     Whether it is well, and a line: rows, labels, sha256 of the files, and whether these are the rows and the files that
     are known. A file that cannot be read is not well, nor is one with other rows than the published one has; other
-    bytes, as of another copy of the same rows, are told.
+    bytes, as of another copy of the same rows, are told, and so is a file known to stand in for another.
   """
   folder = _require_directory(data_dir)
   for name in _tasks_of(names) or _with_data():
@@ -52,7 +53,12 @@ def check_data(names: Sequence[str], data_dir: str | None) -> Iterator[tuple[boo
       try:
         yield _check(task, split, folder, stand_in=bool(missing))
       except UserError as error:
-        yield False, f"{name} {split}: {error}"
+        other = task.published.stand_in_elsewhere(split, folder)
+        if other:
+          is_for, stand_in = other
+          yield True, f"{name} {split}: not there; {stand_in.path} is {stand_in.what}, a stand-in for {is_for}"
+        else:
+          yield False, f"{name} {split}: {error}"
 
 
 def describe_split(task: Task, split: str, data_dir: Path) -> dict:
@@ -203,6 +209,9 @@ def _known_files() -> dict:
 def _fetch(address: str, target: Path) -> None:
   """Downloads a file, whole or not at all."""
   target.parent.mkdir(parents=True, exist_ok=True)
+  if address.startswith(_HUB):
+    _fetch_from_hub(address, target)
+    return
   unfinished = target.with_name(f".{target.name}.unfinished")
   try:
     with urllib.request.urlopen(address, timeout=_SECONDS_WITHOUT_A_BYTE) as answer, unfinished.open("wb") as handle:
@@ -212,8 +221,29 @@ def _fetch(address: str, target: Path) -> None:
       raise OSError(f"{unfinished.stat().st_size} of {promised} bytes came")
     unfinished.replace(target)
   except (urllib.error.URLError, OSError) as error:
-    raise UserError(
-      f"{address} cannot be fetched ({error}); fetch it where there is a network and put it at {target}."
-    ) from error
+    raise _not_fetched(address, target, str(error)) from error
   finally:
     unfinished.unlink(missing_ok=True)
+
+
+def _fetch_from_hub(address: str, target: Path) -> None:
+  """Downloads one file of a data set of the Hub; nothing of the repository is run."""
+  import huggingface_hub
+
+  organisation, name, file = address.removeprefix(_HUB).split("/", 2)
+  unfinished = target.with_name(f".{target.name}.unfinished")
+  try:
+    kept = huggingface_hub.hf_hub_download(f"{organisation}/{name}", file, repo_type="dataset")
+    shutil.copyfile(kept, unfinished)
+    unfinished.replace(target)
+  except Exception as error:  # of whichever library it reaches the network with
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    raise _not_fetched(address, target, reason) from error
+  finally:
+    unfinished.unlink(missing_ok=True)
+
+
+def _not_fetched(address: str, target: Path, reason: str) -> UserError:
+  return UserError(
+    f"{address} cannot be fetched ({reason}); fetch it where there is a network and put it at {target}."
+  )

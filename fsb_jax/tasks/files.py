@@ -119,7 +119,7 @@ def read_json_lines(file: DataFile) -> Iterator[Row]:
 
 
 def read_table(file: DataFile, columns: Sequence[str] = ()) -> Iterator[Row]:
-  """Yields the rows of a CSV, TSV or JSON-lines file, chosen by its suffix; any of them may end in .gz.
+  """Yields the rows of a CSV, TSV, JSON-lines or Parquet file, chosen by its suffix; any of them may end in .gz.
 
   CSV follows the usual quoting. TSV has none: a quotation mark there is text, as in most Chinese corpora.
 
@@ -135,6 +135,9 @@ def read_table(file: DataFile, columns: Sequence[str] = ()) -> Iterator[Row]:
   if suffix in (".json", ".jsonl"):
     yield from read_json_lines(file)
     return
+  if suffix == ".parquet":
+    yield from _read_parquet(file)
+    return
   dialects = {
     ".csv": {"delimiter": ",", "strict": True},
     ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
@@ -142,7 +145,7 @@ def read_table(file: DataFile, columns: Sequence[str] = ()) -> Iterator[Row]:
   if columns:
     dialects[".txt"] = dialects[".tsv"]
   if suffix not in dialects:
-    raise UserError(f"{file}: a table is a .csv, .tsv, .json or .jsonl file, or one of these with .gz.")
+    raise UserError(f"{file}: a table is a .csv, .tsv, .json, .jsonl or .parquet file, or one of these with .gz.")
   with file.open() as handle:
     text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
     reader = csv.reader(text, **dialects[suffix])
@@ -169,6 +172,26 @@ def read_table(file: DataFile, columns: Sequence[str] = ()) -> Iterator[Row]:
       raise UserError(f"{file}, line {reader.line_num}: not valid {suffix[1:].upper()} ({error}).") from error
     except UnicodeDecodeError as error:
       raise UserError(f"{file}, after line {reader.line_num}: {not_utf8(error)}") from error
+
+
+def _read_parquet(file: DataFile) -> Iterator[Row]:
+  """Yields the rows of a Parquet file; a class that the file numbers and names, as the Hub's do, has its name."""
+  import pyarrow
+  from pyarrow import parquet
+
+  try:
+    with file.open() as handle:
+      table = parquet.ParquetFile(pyarrow.BufferReader(handle.read()))
+    about = json.loads((table.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+    features = about.get("info", {}).get("features", {})
+    classes = {name: form["names"] for name, form in features.items() if isinstance(form, dict) and "names" in form}
+    rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+    for number, fields in enumerate(rows):
+      named = {name: names[fields[name]] for name, names in classes.items() if fields.get(name, -1) >= 0}
+      yield f"{file}, row {number}", {**fields, **named}
+  except (pyarrow.ArrowInvalid, OSError) as error:
+    reason = " ".join(str(error).split())
+    raise UserError(f"{file} is no Parquet file or damaged ({reason}); fetch it again.") from error
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:

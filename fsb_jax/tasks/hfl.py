@@ -30,6 +30,14 @@ def _tables(folder: str, source: str, **addresses) -> Published:
   return Published({split: tables(folder, *each) for split, each in names.items()}, source, addresses)
 
 
+def _hub(folder: str, repository: str) -> dict[str, str]:
+  """The Chinese files of a data set of the Hub in many languages, by where they belong."""
+  return {
+    f"{folder}/{name}.parquet": f"hf://datasets/{repository}/zh/{name}-00000-of-00001.parquet"
+    for name in ("train", "validation", "test")
+  }
+
+
 def _read_pairs(file: DataFile) -> Iterator[Row]:
   return read_table(file, ("sentence1", "sentence2", "label"))
 
@@ -67,11 +75,12 @@ TASKS = (
     "premise and hypothesis, translated from English by people",
     Published(
       {
-        "train": (*tables("xnli", "train"), "xnli/multinli.train.zh.tsv"),
-        "validation": (*tables("xnli", "dev", "validation"), "xnli/xnli.dev.tsv"),
-        "test": (*tables("xnli", "test"), "xnli/xnli.test.tsv"),
+        "train": (*tables("xnli", "train"), "xnli/train.parquet", "xnli/multinli.train.zh.tsv"),
+        "validation": (*tables("xnli", "dev", "validation"), "xnli/validation.parquet", "xnli/xnli.dev.tsv"),
+        "test": (*tables("xnli", "test"), "xnli/test.parquet", "xnli/xnli.test.tsv"),
       },
       f"https://github.com/facebookresearch/XNLI or {_HFL}",
+      _hub("xnli", "facebook/xnli"),
     ),
     _INFERENCE,
     _read_xnli,
@@ -164,12 +173,15 @@ TASKS = (
     "pairs of sentences with the same words: the same meaning or not",
     Published(
       {
-        split: tuple(path for folder in ("paws_x", "paws-x") for path in tables(folder, *each))
+        split: (
+          *(path for folder in ("paws_x", "paws-x") for path in tables(folder, *each)), f"paws_x/{split}.parquet"
+        )
         for split, each in (
           ("train", ("train", "translated_train")), ("validation", ("dev", "dev_2k")), ("test", ("test", "test_2k")),
         )
       },
       f"https://github.com/google-research-datasets/paws/tree/master/pawsx (zh) or {_CSTS}",
+      _hub("paws_x", "google-research-datasets/paws-x"),
     ),
   ),
   rows_task(

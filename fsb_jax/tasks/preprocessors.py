@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from fsb_jax.encodings import encode_documents, encode_pairs
+from fsb_jax.encodings import cut_documents, cut_pairs, encode_bare, number_words
 from fsb_jax.tasks.kinds import Kind
 from fsb_jax.tasks.text_task import NO_LABEL
 from fsb_jax.tasks.vocabularies import TokenizerVocabulary
@@ -18,8 +18,8 @@ _NUMBER = {int: np.int32, float: np.float32}
 
 
 @dataclasses.dataclass(frozen=True)
-class Encode(abc.ABC):
-  """A SeqIO preprocessor (`__call__`) that is a plain function over a list of examples too (`encode_batch`).
+class Step(abc.ABC):
+  """A SeqIO preprocessor (`__call__`) that is a plain function over columns too (`apply`).
 
   Attributes:
     vocabulary: the tokenizer.
@@ -29,43 +29,59 @@ class Encode(abc.ABC):
   vocabulary: TokenizerVocabulary
   sequence_length: Mapping[str, int] | None = None
 
-  # What `encode_batch` gives: per row an int32 array `[tokens]`, or one int32 number.
+  # What `apply` gives: per row an int32 array `[tokens]`, or one int32 number, where it is given one.
   tokens = ()
   numbers = ()
+  # What it makes them of, beside the numbers.
+  inputs = ()
 
   @abc.abstractmethod
-  def encode_batch(self, examples: Sequence[Mapping], max_length: int | None) -> dict[str, list | np.ndarray]:
-    """Encodes a batch of raw examples, in rows of at most `max_length` tokens; None cuts nothing."""
+  def apply(self, columns: Mapping[str, Sequence], max_length: int | None) -> dict[str, list | np.ndarray]:
+    """Makes rows of at most `max_length` tokens, None for no limit, of a batch's columns."""
 
   def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Encodes a dataset of raw examples; columns of other names are dropped."""
+    """Makes a dataset of rows; columns of other names are dropped."""
     max_length = (self.sequence_length or {}).get("input_ids")
-    names = [name for name in ("id", "text", "text_pair", "label") if name in dataset.element_spec]
+    names = [name for name in (*self.inputs, *self.numbers) if name in dataset.element_spec]
+    ragged = [name for name in names if dataset.element_spec[name].shape.rank]
+    tokens = self.tokens_of(names)
+    numbers = [name for name in self.numbers if name in names]
 
-    def encode(*columns):
-      # TensorFlow hands strings over as bytes.
-      columns = [[v.decode() for v in column] if column.dtype == object else column.tolist() for column in columns]
-      encoded = self.encode_batch([dict(zip(names, row)) for row in zip(*columns)], max_length)
-      lengths = np.array([len(row) for row in encoded["input_ids"]], np.int64)
-      flat = [np.concatenate([*encoded[name], np.array([], np.int32)]) for name in self.tokens]
-      return (lengths, *flat, *(encoded[name] for name in self.numbers))
+    def run(*arrays):
+      columns = dict(zip(names, arrays))
+      for name, splits in zip(ragged, arrays[len(names) :]):
+        columns[name] = np.split(columns[name], splits[1:-1])
+      for name in names:
+        if dataset.element_spec[name].dtype == tf.string:  # TensorFlow hands strings over as bytes
+          columns[name] = [value.decode() for value in columns[name]]
+      made = self.apply(columns, max_length)
+      flat = [np.concatenate([*made[name], np.array([], np.int32)]) for name in tokens]
+      lengths = [np.array([len(row) for row in made[name]], np.int64) for name in tokens]
+      return (*flat, *lengths, *(np.asarray(made[name], np.int32) for name in numbers))
 
-    def encode_columns(batch):
-      given = (*self.tokens, *self.numbers)
-      lengths, *outputs = tf.numpy_function(
-        encode, [batch[name] for name in names], [tf.int64, *(tf.int32 for _ in given)]
-      )
-      for output in (lengths, *outputs):
+    def run_on_columns(batch):
+      arrays = [batch[name].flat_values if name in ragged else batch[name] for name in names]
+      arrays += [batch[name].row_splits for name in ragged]
+      kinds = [tf.int32] * len(tokens) + [tf.int64] * len(tokens) + [tf.int32] * len(numbers)
+      outputs = tf.numpy_function(run, arrays, kinds)
+      for output in outputs:
         output.set_shape([None])
-      outputs = dict(zip(given, outputs))
-      return outputs | {name: tf.RaggedTensor.from_row_lengths(outputs[name], lengths) for name in self.tokens}
+      flat, lengths = outputs[: len(tokens)], outputs[len(tokens) :]
+      rows = {name: tf.RaggedTensor.from_row_lengths(*each) for name, *each in zip(tokens, flat, lengths)}
+      return rows | dict(zip(numbers, lengths[len(tokens) :]))
 
-    return dataset.batch(_BATCH).map(encode_columns).unbatch()
+    batches = dataset.ragged_batch(_BATCH) if ragged else dataset.batch(_BATCH)
+    return batches.map(run_on_columns).unbatch()
+
+  def tokens_of(self, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of `tokens` that columns of these names give."""
+    del names
+    return self.tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodePair(Encode):
-  """Encodes `text`, or `text` and `text_pair`, and hands `label` on.
+class TokenizePair(Step):
+  """The tokens of `text` and, where there is one, of `text_pair`, for `CutPair`; `label`, `id` and `example` go on.
 
   Attributes:
     label_offset: added to every label; the place of the task's labels in the head of a mixture.
@@ -73,30 +89,54 @@ class EncodePair(Encode):
 
   label_offset: int = 0
 
-  tokens = ("input_ids", "token_type_ids")
-  numbers = ("label", "id")
+  inputs = ("text", "text_pair")
+  tokens = ("input_ids", "pair_ids")
+  numbers = ("label", "id", "example")
 
-  def encode_batch(self, examples: Sequence[Mapping], max_length: int | None) -> dict[str, list | np.ndarray]:
-    """Encodes a batch.
+  def apply(self, columns: Mapping[str, Sequence], max_length: int | None = None) -> dict[str, list | np.ndarray]:
+    """Tokenises a batch.
 
     Args:
-      examples: raw examples with `id`, `text`, `label` and, all or none, `text_pair`.
-      max_length: longest row in tokens, or None.
+      columns: `text`, maybe `text_pair`, and `label`.
+      max_length: cuts nothing here.
 
     Returns:
-      `input_ids` and `token_type_ids`: an int32 array `[tokens]` per example; `label` and `id`: int32 `[batch]`.
+      `input_ids` and maybe `pair_ids`: an int32 array `[tokens]` per example; `label` int32 `[batch]`; what else is
+      given of `numbers`.
     """
-    texts = [example["text"] for example in examples]
-    pairs = [example["text_pair"] for example in examples] if examples and "text_pair" in examples[0] else None
-    encoded = encode_pairs(self.vocabulary.tokenizer, texts, pairs, max_length=max_length)
-    label = np.array([example["label"] for example in examples], np.int32)
+    del max_length
+    tokenizer = self.vocabulary.tokenizer
+    made = {"input_ids": encode_bare(tokenizer, columns["text"])}
+    if "text_pair" in columns:
+      made["pair_ids"] = encode_bare(tokenizer, columns["text_pair"])
+    label = np.array(columns["label"], np.int32)
     label[label != NO_LABEL] += self.label_offset
-    return {**encoded, "label": label, "id": np.array([example["id"] for example in examples], np.int32)}
+    return made | {name: columns[name] for name in self.numbers if name in columns} | {"label": label}
+
+  def tokens_of(self, names: Sequence[str]) -> tuple[str, ...]:
+    """See `Step`."""
+    return self.tokens[: 1 + ("text_pair" in names)]
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodeDocument(Encode):
-  """Encodes each document's `text` as one row or more; see `fsb_jax.encodings.encode_documents`.
+class CutPair(Step):
+  """Rows of what `TokenizePair` gives; see `fsb_jax.encodings.cut_pairs`."""
+
+  inputs = ("input_ids", "pair_ids")
+  tokens = ("input_ids", "token_type_ids")
+  numbers = ("label", "id", "example")
+
+  def apply(self, columns: Mapping[str, Sequence], max_length: int | None) -> dict[str, list | np.ndarray]:
+    """Returns `input_ids` and `token_type_ids`, an int32 array `[tokens]` per row, and what is given of `numbers`."""
+    rows = cut_pairs(
+      self.vocabulary.tokenizer, columns["input_ids"], columns.get("pair_ids"), max_length=max_length
+    )
+    return rows | {name: columns[name] for name in self.numbers if name in columns}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizeDocument(Step):
+  """The tokens of each document's `text` and their words, for `CutDocument`; `example` goes on.
 
   Attributes:
     whole_words: whether `word_ids` counts words, or every token.
@@ -104,26 +144,36 @@ class EncodeDocument(Encode):
 
   whole_words: bool = True
 
-  tokens = ("input_ids", "token_type_ids", "word_ids")
+  inputs = ("text",)
+  tokens = ("input_ids", "word_ids")
+  numbers = ("example",)
 
-  def encode_batch(self, examples: Sequence[Mapping], max_length: int | None) -> dict[str, list | np.ndarray]:
-    """Encodes a batch.
-
-    Args:
-      examples: raw examples with `text`.
-      max_length: longest row in tokens, or None.
-
-    Returns:
-      `input_ids`, `token_type_ids`, `word_ids`: an int32 array `[tokens]` per row.
-    """
-    texts = [example["text"] for example in examples]
-    return encode_documents(
-      self.vocabulary.tokenizer, texts, max_length=max_length, whole_words=self.whole_words
-    )
+  def apply(self, columns: Mapping[str, Sequence], max_length: int | None = None) -> dict[str, list | np.ndarray]:
+    """Returns `input_ids` and `word_ids`, an int32 array `[tokens]` per document, and `example` where it is given."""
+    del max_length
+    made = number_words(self.vocabulary.tokenizer, columns["text"], whole_words=self.whole_words)
+    return made | {name: columns[name] for name in self.numbers if name in columns}
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodeKind(Encode):
+class CutDocument(Step):
+  """One row or more of every document that `TokenizeDocument` gives; see `fsb_jax.encodings.cut_documents`."""
+
+  inputs = ("input_ids", "word_ids")
+  tokens = ("input_ids", "token_type_ids", "word_ids")
+  numbers = ("example",)
+
+  def apply(self, columns: Mapping[str, Sequence], max_length: int | None) -> dict[str, list | np.ndarray]:
+    """Returns `tokens`, an int32 array `[tokens]` per row, and the `example` of each row where it is given."""
+    rows = cut_documents(
+      self.vocabulary.tokenizer, columns["input_ids"], columns["word_ids"], max_length=max_length
+    )
+    of = np.array(rows.pop("document"), np.int64)
+    return rows | {name: np.asarray(columns[name])[of] for name in self.numbers if name in columns}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeKind(Step):
   """Encodes the examples of a kind of tasks; see `fsb_jax.tasks.kinds`.
 
   Attributes:
@@ -138,16 +188,17 @@ class EncodeKind(Encode):
 
   @property
   def tokens(self) -> tuple[str, ...]:
-    """See `Encode`."""
+    """See `Step`."""
     return self.kind.tokens
 
   @property
   def numbers(self) -> tuple[str, ...]:
-    """See `Encode`."""
+    """See `Step`."""
     return tuple(self.kind.numbers)
 
-  def encode_batch(self, examples: Sequence[Mapping], max_length: int | None) -> dict[str, list | np.ndarray]:
+  def apply(self, columns: Mapping[str, Sequence], max_length: int | None) -> dict[str, list | np.ndarray]:
     """Encodes a batch; returns the kind's `tokens` and `numbers`, one item for each encoded row."""
+    examples = [dict(zip(columns, values)) for values in zip(*columns.values())]
     if self.label_offset:
       examples = [
         {**each, "entity_labels": [self.label_offset + label for label in each["entity_labels"]]} for each in examples
@@ -163,7 +214,7 @@ class EncodeKind(Encode):
     def rows():
       examples = map(_as_python, dataset.as_numpy_iterator())
       while batch := list(itertools.islice(examples, _BATCH)):
-        encoded = self.encode_batch(batch, max_length)
+        encoded = self.apply({name: [example[name] for example in batch] for name in batch[0]}, max_length)
         for values in zip(*encoded.values()):
           yield dict(zip(encoded, values))
 

@@ -34,7 +34,8 @@ class Published:
   Attributes:
     files: the files of each split.
     source: where people get them, to be read by people: an address, or whom to ask.
-    addresses: what can be fetched without asking anybody, from the path it belongs at to its address.
+    addresses: what can be fetched without asking anybody, from the path it belongs at to its address; a file of the
+      Hub's is `hf://datasets/ORGANISATION/NAME/FILE`.
   """
 
   files: Mapping[str, Files]
@@ -55,18 +56,25 @@ class Published:
     """
     if data_dir is None:
       raise UserError(f"Task {task} needs the data directory: set FSB_DATA_DIR, or --gin.DATA_DIR of a run.")
-    parts = self.files[split]
-    return [self._locate(task, split, data_dir, part) for part in (parts if isinstance(parts, list) else [parts])]
+    return [self._locate(task, split, data_dir, part) for part in _parts(self.files[split])]
 
   def missing(self, split: str, data_dir: Path) -> list[str]:
     """The files of a split that are not there, stand-ins not counted as being there; none where it is complete."""
-    parts = self.files[split]
-    alternatives = [_alternatives(part) for part in (parts if isinstance(parts, list) else [parts])]
+    alternatives = [_alternatives(part) for part in _parts(self.files[split])]
     return [
       " or ".join(each for each in part if isinstance(each, str))
       for part in alternatives
       if not any(_find(data_dir, each) for each in part if isinstance(each, str))
     ]
+
+  def stand_in_elsewhere(self, split: str, data_dir: Path) -> tuple[str, StandIn] | None:
+    """The split that a split's file is known to stand in for instead, and what it is; None where it is not."""
+    own = [_find(data_dir, path) for path in _paths(self.files[split])]
+    for other, parts in self.files.items():
+      for each in (each for part in _parts(parts) for each in _alternatives(part) if isinstance(each, StandIn)):
+        if other != split and (found := _find(data_dir, each.path)) and found in own:
+          return other, each
+    return None
 
   def _locate(self, task: str, split: str, data_dir: Path, part: Files) -> DataFile:
     alternatives = _alternatives(part)
@@ -93,6 +101,14 @@ class Published:
 def tables(folder: str, *names: str) -> tuple[str, ...]:
   """The forms in which a table called by one of `names` goes round: `folder/name.tsv`, ...."""
   return tuple(f"{folder}/{name}{suffix}" for name in names for suffix in (".tsv", ".json", ".jsonl", ".csv", ".txt"))
+
+
+def _parts(parts: Files) -> list:
+  return parts if isinstance(parts, list) else [parts]
+
+
+def _paths(parts: Files) -> list[str]:
+  return [each for part in _parts(parts) for each in _alternatives(part) if isinstance(each, str)]
 
 
 def _alternatives(part: Files) -> tuple:

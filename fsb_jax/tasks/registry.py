@@ -89,6 +89,17 @@ def known_tasks() -> dict[str, Task]:
   return {**_BUILT_IN, **_DECLARED}
 
 
+def declared_tasks() -> list[Task]:
+  """The tasks that `declare` made known."""
+  return list(_DECLARED.values())
+
+
+def known_task(name: str) -> Task:
+  """The task behind a name that `info` knows, a mixture's aside."""
+  tasks = known_tasks()
+  return tasks[name] if name in tasks else mixture_members(name.split(".")[0])[name]
+
+
 def names() -> list[str]:
   """Names of all known tasks, mixtures and members of mixtures."""
   members = [member for mixture in MIXTURES for member in mixture_members(mixture)]

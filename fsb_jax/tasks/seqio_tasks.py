@@ -1,6 +1,7 @@
 """Registers the known tasks with SeqIO, for one checkpoint's tokenizer."""
 
 import functools
+import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ from fsb_jax.tasks import metrics
 from fsb_jax.tasks.corpora import CorpusTask
 from fsb_jax.tasks.files import data_directory
 from fsb_jax.tasks.kinds import RowsTask, tag_classes
-from fsb_jax.tasks.preprocessors import EncodeDocument, EncodeKind, EncodePair
+from fsb_jax.tasks.preprocessors import CutDocument, CutPair, EncodeKind, TokenizeDocument, TokenizePair
 from fsb_jax.tasks.registry import MIXTURES, Task, TaskInfo, info, known_tasks, mixture_members
 from fsb_jax.tasks.text_task import PlainTextTask, TextTask, load_split
 from fsb_jax.tasks.vocabularies import TokenizerVocabulary
@@ -21,6 +22,7 @@ from fsb_jax.tasks.vocabularies import TokenizerVocabulary
 tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all of its memory
 
 _SHUFFLED_DOCUMENTS = 10_000  # how many are held in memory to shuffle
+_PARTS_OF_DOCUMENTS = 16  # what a cache of them is made in, side by side
 _SPECS = {
   str: tf.TensorSpec([], tf.string),
   int: tf.TensorSpec([], tf.int32),
@@ -31,7 +33,7 @@ _SPECS = {
 
 
 class TaskSource(seqio.DataSource):
-  """The raw examples of a task: `id` int32 and what its kind holds: see `examples_hold`."""
+  """The raw examples of a task: what its kind holds, see `examples_hold`, and `example`, their number in the split."""
 
   def __init__(self, task: Task, data_dir: Path | None):
     super().__init__(splits=task.splits)
@@ -59,21 +61,23 @@ class TaskSource(seqio.DataSource):
     return sum(1 for _ in self.examples(split))
 
   def list_shards(self, split: str) -> list[str]:
-    """One name, the split's: its files are read as one."""
-    return [split]
+    """Names of the parts that a split is cached in; all read its files, and each takes every so-manieth example."""
+    count = _PARTS_OF_DOCUMENTS if isinstance(self._task, PlainTextTask) else 1
+    return [f"{split}-{number:05d}-of-{count:05d}" for number in range(count)]
 
   def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, **unused) -> tf.data.Dataset:
     """The raw examples as a dataset; see `seqio.DataSource`."""
-    signature = {name: _SPECS[form] for name, form in examples_hold(self._task).items()}
-    dataset = tf.data.Dataset.from_generator(
-      lambda: ({name: example[name] for name in signature} for example in self.examples(split)),
-      output_signature=signature,
-    )
+    signature = {name: _SPECS[form] for name, form in {**examples_hold(self._task), "example": int}.items()}
+    part, parts = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
+
+    def rows():
+      for number, example in itertools.islice(enumerate(self.examples(split)), part, None, parts):
+        yield {**{name: example[name] for name in signature if name != "example"}, "example": number}
+
+    dataset = tf.data.Dataset.from_generator(rows, output_signature=signature)
     if shuffle:
       examples = self.examples(split)
       dataset = dataset.shuffle(len(examples) if isinstance(examples, list) else _SHUFFLED_DOCUMENTS, seed=seed)
-    if shard_info and shard_info.num_shards > 1:
-      dataset = dataset.shard(shard_info.num_shards, shard_info.index)
     return dataset
 
 
@@ -117,7 +121,8 @@ def _register_task(task_info: TaskInfo, task: Task, vocabulary: TokenizerVocabul
   tokens = seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32)
   source, scoring = TaskSource(task, data_dir), {}
   if isinstance(task, TextTask):
-    encode = EncodePair(vocabulary, label_offset=task_info.label_slice[0])
+    tokenize = TokenizePair(vocabulary, label_offset=task_info.label_slice[0])
+    steps = [tokenize, seqio.CacheDatasetPlaceholder(), CutPair(vocabulary)]
     labels = seqio.PassThroughVocabulary(len(task_info.label_names))
     targets = {"label": seqio.Feature(labels, add_eos=False, dtype=tf.int32, rank=0)}
     scoring = {
@@ -128,6 +133,7 @@ def _register_task(task_info: TaskInfo, task: Task, vocabulary: TokenizerVocabul
     encode = EncodeKind(
       vocabulary, kind=task.kind, label_names=task_info.label_names, label_offset=task_info.label_slice[0]
     )
+    steps = [encode]
     classes = seqio.PassThroughVocabulary(len(tag_classes(task_info.label_names)))
     targets = {"labels": seqio.Feature(classes, add_eos=False, dtype=tf.int32)} if "labels" in encode.tokens else {}
     targets |= {
@@ -139,7 +145,8 @@ def _register_task(task_info: TaskInfo, task: Task, vocabulary: TokenizerVocabul
     }
   else:
     # Hidden words are drawn by whoever serves the rows: anew in every epoch.
-    encode = EncodeDocument(vocabulary, whole_words=task.whole_words)
+    tokenize = TokenizeDocument(vocabulary, whole_words=task.whole_words)
+    steps = [tokenize, seqio.CacheDatasetPlaceholder(), CutDocument(vocabulary)]
     targets = {"word_ids": seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.int32)}
     if isinstance(task, CorpusTask):
       source = seqio.TfdsDataSource(
@@ -149,7 +156,7 @@ def _register_task(task_info: TaskInfo, task: Task, vocabulary: TokenizerVocabul
   seqio.TaskRegistry.add(
     task_info.name,
     source=source,
-    preprocessors=[encode],
+    preprocessors=steps,
     output_features={"input_ids": tokens, "token_type_ids": tokens, **targets},
     **scoring,
   )

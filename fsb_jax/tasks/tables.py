@@ -1,4 +1,4 @@
-"""A task straight from a table: CSV, TSV or JSON lines with named columns."""
+"""A task straight from a table: CSV, TSV, JSON lines or Parquet with named columns."""
 
 import functools
 import itertools
@@ -25,8 +25,8 @@ def table_task(
   Args:
     name: the task's name.
     files: from split name (train, validation, test) to the path of a .csv, .tsv, .json or .jsonl file (JSON: one
-      object a line), UTF-8, any of them gzipped or not; None for no such split. CSV and TSV name their columns in the
-      first line.
+      object a line), UTF-8, any of them gzipped or not, or of a .parquet file; None for no such split. CSV and TSV name
+      their columns in the first line.
     text_column: column with the text.
     text_pair_column: column with the second text, for tasks on pairs.
     label_column: column with the label. The test split may lack it.

@@ -73,7 +73,8 @@ class TokenizerVocabulary(seqio.Vocabulary):
     return texts
 
   @functools.cached_property
-  def _fingerprint(self) -> str:
+  def fingerprint(self) -> str:
+    """sha256 of what the tokenizer does; vocabularies with the same one are equal."""
     content = json.loads(self.tokenizer.backend_tokenizer.to_str())
     # These two are what the last call asked for, not what the tokenizer is.
     content.pop("truncation", None)
@@ -83,10 +84,10 @@ class TokenizerVocabulary(seqio.Vocabulary):
   def __eq__(self, other) -> bool:
     if not isinstance(other, TokenizerVocabulary):
       return False
-    return self.tokenizer is other.tokenizer or self._fingerprint == other._fingerprint
+    return self.tokenizer is other.tokenizer or self.fingerprint == other.fingerprint
 
   def __hash__(self) -> int:
-    return hash(self._fingerprint)
+    return hash(self.fingerprint)
 
   def __repr__(self) -> str:
     return f"TokenizerVocabulary({type(self.tokenizer).__name__}, {len(self.tokenizer)} tokens)"

@@ -52,6 +52,7 @@ class Loader:
     mixture_rate: Callable[..., float] | None = None,
     view: str | None = None,
     max_examples: int | None = None,
+    cache_dir: str | None = None,
   ):
     """Reads and tokenises the split.
 
@@ -71,6 +72,7 @@ class Loader:
         `seqio.mixing_rate_num_examples` with a temperature or a maximum; the mixture's own where it is None.
       view: "unimc" asks a classification or multiple choice as a question with options, see `options`; None as it is.
       max_examples: take so many of each task at most, see `batching.spread`.
+      cache_dir: take the tokens from there, where `tasks.caching.cache_task` put them; None reads the files.
 
     Raises:
       UserError: an argument does not fit, or the task's files are missing or malformed.
@@ -92,7 +94,7 @@ class Loader:
     self._padding_side = tokenizer.padding_side
     self._examples = read_examples(
       task_name, split, tokenizer, max_length, seed=seed, by_rates=shuffle, data_dir=data_dir,
-      mixture_rate=mixture_rate, view=view, max_examples=max_examples,
+      mixture_rate=mixture_rate, view=view, max_examples=max_examples, cache_dir=cache_dir,
     )
     question, lengths = self._examples.question, self._examples.tokens.lengths
     self.head, self.label_names, self.label_slice = question.head, question.label_names, question.label_slice
@@ -126,7 +128,7 @@ class Loader:
       raise UserError(f"Example {index} is outside 0..{self.num_examples - 1}.")
     starts = np.cumsum([0, *self._examples.sizes])
     member = int(np.searchsorted(starts, index, side="right")) - 1
-    fields = self._examples.fields[member]
+    fields = self._examples.fields[member]()
     if fields is None:
       return {"text": self._tokenizer.decode(self._examples.tokens.row("input_ids", index), skip_special_tokens=True)}
     return fields[index - int(starts[member])]

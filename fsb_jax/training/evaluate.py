@@ -191,6 +191,7 @@ def evaluate(
   dtype: str = "float32",
   tokenizer: Any = None,
   data_dir: str | None = None,
+  cache_dir: str | None = None,
   view: str | None = None,
   output_file: str | None = None,
 ) -> dict[str, dict[str, float]]:
@@ -208,6 +209,7 @@ def evaluate(
     dtype: of activations.
     tokenizer: folder of the tokenizer, where it is not the model's.
     data_dir: where data lies; FSB_DATA_DIR if not given.
+    cache_dir: read the tokens from there, where `fsb data cache` put them.
     view: "unimc" asks a classification or multiple choice as a question with options, of a model that learned to answer
       such; None as it is.
     output_file: also write the numbers there, as JSON; must not exist yet.
@@ -224,7 +226,8 @@ def evaluate(
   for member in task_names(name):
     loader = task_loader(
       member, split, start, partitioner,
-      max_length=length, batch_size=batch_size, buckets=buckets, data_dir=data_dir, view=view,
+      max_length=length, batch_size=batch_size, buckets=buckets, data_dir=data_dir,
+      cache_dir=cache_dir, view=view,
     )
     step = step or compiled_eval_step(start, partitioner, loader.objective)
     for warning in warnings_of(model, member, split):

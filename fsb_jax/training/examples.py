@@ -1,6 +1,8 @@
 """The examples of a task's split, tokenised, in memory; and what each kind of task asks of a model about them."""
 
+import collections
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -130,6 +132,7 @@ _HEADS = {
   None: (Classes.head, HiddenWords.head),
   VIEW: (Classes.head, HiddenWords.head, "multiple_choice"),
 }
+Fields = Callable[[], list[dict] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,14 +143,14 @@ class Examples:
     tokens: the examples' tokens.
     question: what is asked about them: the `head` that answers, the `objective` that scores it, `features` of the rows
       it reads and their `padding` where it is not the tokenizer's.
-    fields: per task of a mixture, each example's fields as published; None where they are not kept (documents).
+    fields: per task of a mixture, reads each example's fields as published; None comes where there are none.
     sizes: how many examples each task of a mixture has; they stand one after the other.
     counts: how many of them an epoch takes.
   """
 
   tokens: Ragged
   question: Classes | HiddenWords | Options
-  fields: list[list[dict] | None]
+  fields: list[Fields]
   sizes: tuple[int, ...]
   counts: tuple[int, ...]
 
@@ -155,6 +158,7 @@ class Examples:
 def read_examples(
   task_name: str, split: str, tokenizer, max_length: int, *, seed: int, by_rates: bool, data_dir: str | None,
   mixture_rate: Callable[..., float] | None = None, view: str | None = None, max_examples: int | None = None,
+  cache_dir: str | None = None,
 ) -> Examples:
   """Reads and tokenises a split of a task or mixture.
 
@@ -169,26 +173,29 @@ def read_examples(
     mixture_rate: see `Loader`.
     view: see `Loader`.
     max_examples: see `Loader`.
+    cache_dir: see `Loader`.
 
   Raises:
     UserError: there is no such task or split, or its files are missing or malformed.
   """
   if view not in _HEADS:
     raise UserError(f"unknown VIEW {view!r}; known: {VIEW!r}, or None for the task as it is")
+  if view and cache_dir:
+    raise UserError(f"VIEW {view!r} reads texts, which CACHE_DIR {cache_dir} does not hold; set one of the two to None")
   provider, members = _seqio_members(task_name, split, tokenizer, data_dir, view)
   columns, fields = [], []
   for task in members:
     if view:
-      encoded, published = encode_options(task, split, tokenizer, max_length)
+      encoded = encode_options(task, split, tokenizer, max_length)
+      published = functools.partial(task.source.fields, split)
     else:
-      encoded, published = _encode(task, split, tokenizer, max_length, data_dir)
+      encoded, published = _encode(task, split, tokenizer, max_length, data_dir, cache_dir)
     if not encoded["input_ids"]:
       raise UserError(f"Task {task.name} has no examples in its split {split!r}.")
     kept = spread(len(encoded["input_ids"]), max_examples)
     encoded = {name: [rows[i] for i in kept] for name, rows in encoded.items()}
-    published = published and [published[i] for i in kept]
     columns.append(encoded)
-    fields.append(published)
+    fields.append(functools.cache(functools.partial(_some_of, published, kept)))
   if view:
     rows = {name: [row for each in columns for row in each[name]] for name in columns[0]}
     question = options_of(rows, tokenizer, seed=seed, hides=by_rates)
@@ -223,6 +230,12 @@ def _hidden_words(task_name: str, tokenizer, seed: int) -> HiddenWords:
     raise UserError(f"Task {task_name} hides words, and this tokenizer has no mask token; use one of a masked model.")
   replacements = np.setdiff1d(np.arange(len(tokenizer), dtype=np.int32), tokenizer.all_special_ids)
   return HiddenWords(seed, tokenizer.mask_token_id, replacements)
+
+
+def _some_of(fields: Fields, kept: Sequence[int]) -> list[dict] | None:
+  """Those rows' fields, read when they are asked for."""
+  rows = fields()
+  return rows and [rows[i] for i in kept]
 
 
 def _seqio_members(task_name: str, split: str, tokenizer, data_dir: str | None, view: str | None):
@@ -283,37 +296,46 @@ def _labels(task_name: str, members) -> tuple[tuple[str, ...], tuple[int, int]]:
   return label_names, (0, len(label_names))
 
 
-def _encode(task, split: str, tokenizer, max_length: int, data_dir: str | None) -> tuple[dict, list[dict] | None]:
+def _encode(
+  task, split: str, tokenizer, max_length: int, data_dir: str | None, cache_dir: str | None
+) -> tuple[dict, Fields]:
+  import seqio
+
+  from fsb_jax.tasks import caching
   from fsb_jax.tasks.corpora import CorpusTask
   from fsb_jax.tasks.files import data_directory
-  from fsb_jax.tasks.preprocessors import Encode
+  from fsb_jax.tasks.preprocessors import Step
   from fsb_jax.tasks.seqio_tasks import TaskSource
   from fsb_jax.tasks.vocabularies import TokenizerVocabulary
 
-  steps = task.preprocessors
-  if isinstance(task.source, TaskSource) and len(steps) == 1 and isinstance(steps[0], Encode):
+  steps = [step for step in task.preprocessors if not isinstance(step, seqio.CacheDatasetPlaceholder)]
+  ours = isinstance(task.source, TaskSource) and all(isinstance(step, Step) for step in steps)
+  fields = functools.partial(task.source.fields, split) if ours else None
+  if ours and any(step.vocabulary != TokenizerVocabulary(tokenizer) for step in steps):
+    raise UserError(f"Task {task.name} is registered with another tokenizer; call fsb_jax.tasks.register first.")
+  lengths = {name: max_length for name in ("input_ids", "token_type_ids", "word_ids")}
+  if cache_dir:
+    return caching.cached_columns(task, split, cache_dir, lengths), fields or _no_fields
+  if ours:
     # The same code as in the task's own pipeline, without tf.data between the rows and the tokenizer.
-    if steps[0].vocabulary != TokenizerVocabulary(tokenizer):
-      raise UserError(f"Task {task.name} is registered with another tokenizer; call fsb_jax.tasks.register first.")
-    examples = iter(task.source.examples(split))
-    columns = {name: [] for name in (*steps[0].tokens, *steps[0].numbers)}
+    examples, columns = iter(task.source.examples(split)), collections.defaultdict(list)
     while chunk := list(itertools.islice(examples, _ENCODED_AT_ONCE)):
-      for name, rows in steps[0].encode_batch(chunk, max_length).items():
+      made = {name: [example[name] for example in chunk] for name in chunk[0]}
+      for step in steps:
+        made = step.apply(made, max_length)
+      for name, rows in made.items():
         columns[name].extend(rows)
-    return columns, task.source.fields(split)
+    return columns, fields
   known = tasks.registry.known_tasks().get(task.name)
   if isinstance(known, CorpusTask):
     known.require_prepared(data_directory(data_dir))
-  rows = list(
-    task.get_dataset(
-      sequence_length={name: max_length for name in ("input_ids", "token_type_ids", "word_ids")},
-      split=split, shuffle=False, num_epochs=1,
-    ).as_numpy_iterator()
-  )
-  columns = {
-    name: [np.asarray(row[name], np.int32) for row in rows]
-    for name in ("input_ids", "token_type_ids", "word_ids", "label")
-    if name in task.output_features
-  }
+  dataset = task.get_dataset(sequence_length=lengths, split=split, shuffle=False, num_epochs=1)
+  rows = list(dataset.as_numpy_iterator())
+  names = [name for name in (*lengths, "label") if name in task.output_features]
+  columns = {name: [np.asarray(row[name], np.int32) for row in rows] for name in names}
   columns.setdefault("token_type_ids", [np.zeros_like(row) for row in columns["input_ids"]])
-  return columns, rows
+  return columns, lambda: rows
+
+
+def _no_fields() -> None:
+  """A corpus's cache keeps its tokens alone."""

@@ -34,6 +34,7 @@ def infer(
   dtype: str = "float32",
   tokenizer: Any = None,
   data_dir: str | None = None,
+  cache_dir: str | None = None,
   view: str | None = None,
 ) -> int:
   """Writes a line per example, in the split's order: the published fields, then `prediction` and `score`.
@@ -52,7 +53,8 @@ def infer(
   for member in task_names(name):
     loader = task_loader(
       member, split, start, partitioner,
-      max_length=length, batch_size=batch_size, buckets=buckets, data_dir=data_dir, view=view,
+      max_length=length, batch_size=batch_size, buckets=buckets, data_dir=data_dir,
+      cache_dir=cache_dir, view=view,
     )
     step = step or compiled_eval_step(start, partitioner, loader.objective)
     # Of a mixture, a line also says which task it belongs to.

@@ -93,8 +93,8 @@ class Options:
     return only_asked_unimc(asked, min(self.label_slice[1] + hidden, length))
 
 
-def encode_options(task, split: str, tokenizer, max_length: int) -> tuple[dict[str, list], list[dict]]:
-  """The rows of a split as `encodings.encode_unimc` gives them, with `item`, what they were made of, and its fields.
+def encode_options(task, split: str, tokenizer, max_length: int) -> dict[str, list]:
+  """The rows of a split as `encodings.encode_unimc` gives them, with `item`, what they were made of.
 
   A task that `encodings.CLUE_FORMS` knows has the options written there, any other the answers that its rows offer, or
   the names of its labels.
@@ -132,7 +132,7 @@ def encode_options(task, split: str, tokenizer, max_length: int) -> tuple[dict[s
   for item, row in zip(items, examples):
     if row["label"] == tasks.NO_LABEL:
       del item["label"]
-  return {**encode_unimc(tokenizer, items, max_length=max_length), "item": items}, fields
+  return {**encode_unimc(tokenizer, items, max_length=max_length), "item": items}
 
 
 def _c3_rows(fields: Sequence[Mapping]) -> tuple[list, None]:

@@ -70,6 +70,7 @@ def train(
   rules: Mapping[str, Any] | None = None,
   seed: int | Sequence[int] = 0,
   data_dir: str | None = None,
+  cache_dir: str | None = None,
   train_split: str = "train",
   validation_split: str = "validation",
   mixture_rate: Callable[..., float] | None = None,
@@ -106,6 +107,7 @@ def train(
     rules: changes to the partitioning rules.
     seed: of data order, dropout and fresh weights. Several make one run each, in folders `seed-N` of `model_dir`.
     data_dir: where data lies; FSB_DATA_DIR if not given.
+    cache_dir: read the tokens from there, where `fsb data cache` put them.
     train_split: the split to train on.
     validation_split: the split to score on, where the task has it.
     mixture_rate: the rate at which a mixture's task is taken, see `Loader`; the mixture's own if not given.
@@ -143,8 +145,8 @@ def train(
   tokenizer = find_tokenizer(tokenizer, folder if first_step else initial_checkpoint_path)
   loader, scored = _loaders(
     task, tokenizer, partitioner, batch_size, eval_batch_size or batch_size, seed=seed, buckets=buckets,
-    max_length=evaluation.longest_row(feature_lengths), data_dir=data_dir, train_split=train_split,
-    validation_split=validation_split, mixture_rate=mixture_rate, view=view,
+    max_length=evaluation.longest_row(feature_lengths), data_dir=data_dir, cache_dir=cache_dir,
+    train_split=train_split, validation_split=validation_split, mixture_rate=mixture_rate, view=view,
   )
   run = dataclasses.replace(run, vocab_multiple=partitioner.vocab_multiple)
   what = dict(model=model, tokenizer=tokenizer, head=loader.head, label_names=loader.label_names or None, run=run)

@@ -1,9 +1,12 @@
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
-from fsb_jax.encodings import bert_tokenizer_from_characters, encode_pairs, pairs
+from fsb_jax.encodings import bert_tokenizer_from_characters, cut_pairs, encode_bare, encode_pairs, pairs
 from fsb_jax.errors import UserError
 
 CHARACTERS = "今天气真好不知道"
@@ -27,6 +30,43 @@ def test_equals_transformers_longest_first(tokenizer, rows, max_length, pair):
     assert [row.tolist() for row in ours[name]] == theirs[name]
     assert all(row.dtype == np.int32 for row in ours[name])
   assert max(len(row) for row in ours["input_ids"]) <= max_length
+
+
+# The frames of BERT, RoBERTa, XLNet, T5 and GPT-2.
+FRAMES = (
+  ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
+  ("[CLS] $A [SEP]", "[CLS] $A [SEP] [SEP] $B [SEP]"),
+  ("$A [SEP] [CLS]:2", "$A [SEP] $B:1 [SEP]:1 [CLS]:2"),
+  ("$A [SEP]", "$A [SEP] $B [SEP]"),
+  ("$A", "$A $B"),
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+  rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5),
+  max_length=st.one_of(st.none(), st.integers(5, 20)),
+  pair=st.booleans(),
+  frame=st.sampled_from(FRAMES),
+  side=st.sampled_from(["left", "right"]),
+)
+def test_texts_cut_later_make_the_same_rows(tokenizer, rows, max_length, pair, frame, side):
+  other = copy.deepcopy(tokenizer)
+  other.truncation_side = side
+  other.backend_tokenizer.post_processor = processors.TemplateProcessing(
+    single=frame[0], pair=frame[1], special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+  )
+  texts = [[row[number] for row in rows] for number in range(1 + pair)]
+  made = cut_pairs(other, *(encode_bare(other, each) for each in texts), max_length=max_length)
+  expected = encode_pairs(other, *texts, max_length=max_length)
+  for name in ("input_ids", "token_type_ids"):
+    assert [row.tolist() for row in made[name]] == [row.tolist() for row in expected[name]]
+    assert all(row.dtype == np.int32 for row in made[name])
+
+
+def test_cutting_later_needs_room_too(tokenizer):
+  with pytest.raises(UserError, match="max_length 3 leaves no room for text beside 3 special tokens"):
+    cut_pairs(tokenizer, *(encode_bare(tokenizer, ["今"]) for _ in range(2)), max_length=3)
 
 
 def test_longest_first_cuts_the_longer_text(tokenizer):

@@ -5,7 +5,10 @@ import http.server
 import json
 import threading
 
+import huggingface_hub
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from fsb_jax import tasks
 from fsb_jax.errors import UserError
@@ -15,7 +18,7 @@ from fsb_jax.tasks.published import Published
 from fsb_jax.tasks.registry import known_tasks
 from fsb_jax.tasks.text_task import published_text_task
 
-from .conftest import AFQMC, json_lines
+from .conftest import AFQMC, TNEWS, json_lines, write_zip
 
 
 def test_list_says_what_is_on_disk_and_where_the_rest_is(clue_dir):
@@ -54,6 +57,20 @@ def test_check_counts_and_compares(clue_dir, monkeypatch):
     list(catalogue.check_data(["absent"], str(clue_dir)))
 
 
+def test_a_known_stand_in_is_said_to_be_one(tmp_path):
+  write_zip(tmp_path / "tnews_public.zip", {"train.json": TNEWS["train"], "test.json": TNEWS["dev"]})
+  found = {line.split(":")[0]: (fine, line) for fine, line in catalogue.check_data(["tnews"], str(tmp_path))}
+  assert found["tnews test"] == (
+    True,
+    "tnews test: not there; tnews/test.json is the labelled file that this archive calls test.json, a stand-in for "
+    "validation",
+  )
+  # One that stands in for nothing is no good.
+  write_zip(tmp_path / "afqmc_public.zip", {"test.json": AFQMC["train"]})
+  fine, line = list(catalogue.check_data(["afqmc"], str(tmp_path)))[2]
+  assert not fine and "has a label, so this is not the split that is published without" in line
+
+
 @pytest.fixture
 def published(tmp_path, monkeypatch):
   """A task whose one file is served on this machine; the folder it is served from, and where it goes."""
@@ -85,6 +102,51 @@ def test_download_fetches_whole_files_or_nothing(published):
   assert [path.name for path in (here / "pairs").iterdir()] == ["train.json"]
   assert list(catalogue.download_data(["pairs"], str(here))) == ["pairs: is on disk"]
   assert next(catalogue.check_data(["pairs"], str(here)))[1].startswith("pairs train: 3 rows, 2 labels")
+
+
+@pytest.mark.parametrize("name, labels", [("xnli", ["entailment", "neutral", "contradiction"]), ("paws_x", ["0", "1"])])
+def test_sets_of_the_hub_are_fetched_file_by_file(tmp_path, monkeypatch, name, labels):
+  columns = {"xnli": ("premise", "hypothesis"), "paws_x": ("sentence1", "sentence2")}[name]
+  repository = {"xnli": "facebook/xnli", "paws_x": "google-research-datasets/paws-x"}[name]
+  about = {"info": {"features": {"label": {"names": labels, "_type": "ClassLabel"}, columns[0]: {"_type": "Value"}}}}
+  rows = [{columns[0]: f"门开着{n}", columns[1]: "门没关", "label": n} for n in range(len(labels))]
+  table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"huggingface": json.dumps(about)})
+  parquet.write_table(table, tmp_path / "kept")
+  asked = []
+
+  def download(repo_id, filename, **options):
+    asked.append((repo_id, filename, options))
+    return str(tmp_path / "kept")
+
+  monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+  here = tmp_path / "data"
+  lines = list(catalogue.download_data([name], str(here)))
+  splits = ("train", "validation", "test")
+  assert asked == [(repository, f"zh/{split}-00000-of-00001.parquet", {"repo_type": "dataset"}) for split in splits]
+  assert lines[0] == (
+    f"{here}/{name}/train.parquet: fetched from hf://datasets/{repository}/zh/train-00000-of-00001.parquet"
+  )
+  assert sorted(path.name for path in (here / name).iterdir()) == sorted(f"{split}.parquet" for split in splits)
+  task = known_tasks()[name]
+  for split in splits:
+    read = task.read(split, here).examples
+    assert [task.label_names[row["label"]] for row in read] == labels
+    assert (read[1]["text"], read[1]["text_pair"]) == ("门开着1", "门没关")
+  assert list(catalogue.download_data([name], str(here))) == [f"{name}: is on disk"]
+  (here / name / "test.parquet").write_bytes(b"PAR1 and then nothing")
+  with pytest.raises(UserError, match="test.parquet is no Parquet file or damaged"):
+    task.read("test", here)
+
+
+def test_without_the_hub_a_sentence_says_what_to_do(tmp_path, monkeypatch):
+  def unreachable(*arguments, **options):
+    raise ConnectionError("no way there\nand more")
+
+  monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+  wanted = r"train-00000-of-00001.parquet cannot be fetched \(no way there\); fetch it where .* put it at .*/xnli/train"
+  with pytest.raises(UserError, match=wanted):
+    list(catalogue.download_data(["xnli"], str(tmp_path)))
+  assert list((tmp_path / "xnli").iterdir()) == []
 
 
 def test_download_without_a_network_or_an_address_says_so(published, tmp_path, monkeypatch):

@@ -140,7 +140,7 @@ def test_answers_stand_in_their_passage_where_they_say():
 
 
 def test_ten_thousand_lines_have_the_tokenizers_ids(tmp_path):
-  from fsb_jax.tasks.preprocessors import EncodePair
+  from fsb_jax.tasks.preprocessors import CutPair, TokenizePair
   from fsb_jax.tasks.vocabularies import TokenizerVocabulary
 
   examples = loaded_or_skip("tnews", "train").examples[:5000], loaded_or_skip("lcqmc", "test").examples[:5000]
@@ -149,9 +149,10 @@ def test_ten_thousand_lines_have_the_tokenizers_ids(tmp_path):
   from transformers.models.bert.tokenization_bert import BertTokenizer
 
   reference = BertTokenizer(str(tmp_path / "vocab.txt"))
-  encode = EncodePair(TokenizerVocabulary(tokenizer))
+  vocabulary = TokenizerVocabulary(tokenizer)
   for rows in examples:
-    encoded = encode.encode_batch(rows, 64)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    encoded = CutPair(vocabulary).apply(TokenizePair(vocabulary).apply(columns), 64)
     texts = [[row[name] for row in rows] for name in ("text", "text_pair") if name in rows[0]]
     expected = reference(*texts, truncation="longest_first", max_length=64)
     assert [ids.tolist() for ids in encoded["input_ids"]] == expected["input_ids"]

@@ -72,7 +72,7 @@ def test_a_long_document_is_one_row(tmp_path):
     ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y", "label": null}\n', "a.jsonl, line 2: 'label' is None"),
     ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y", "label": true}\n', "a.jsonl, line 2: 'label' is True"),
     ("a.jsonl", '{"text": "x", "label": 1}\n{"text": \n', "a.jsonl, line 2: not valid JSON"),
-    ("a.xlsx", "x", "a.xlsx: a table is a .csv, .tsv, .json or .jsonl file"),
+    ("a.xlsx", "x", "a.xlsx: a table is a .csv, .tsv, .json, .jsonl or .parquet file"),
   ],
 )
 def test_malformed_tables_are_named(tmp_path, name, content, message):
