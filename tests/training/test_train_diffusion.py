@@ -28,6 +28,7 @@ def parameters(folder, step=None):
   return models.flatten(checkpoints.load_folder(folder, step)[0])
 
 
+@pytest.mark.slow
 def test_a_run_trains_draws_and_goes_on(inputs, tmp_path):
   model, data = inputs
   metrics = tiny_drawing.run(tmp_path / "run", model, data, 2)
