@@ -1,6 +1,5 @@
 """`fsb`: parses, then calls one function. Each command imports what it needs when it runs."""
 
-import contextlib
 import logging
 import os
 import signal
@@ -10,8 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from fsb_jax.cli_convert import convert_app
+from fsb_jax.cli_data import data_app, tasks_app
+from fsb_jax.cli_shared import GIN, GinPaths, bindings_of, quiet, silent_import
 from fsb_jax.errors import Stopped, UserError
 from fsb_jax.version import __version__
 
@@ -22,32 +23,13 @@ app = typer.Typer(
   pretty_exceptions_enable=False,
   help="Chinese foundation models in JAX: convert, train, evaluate, use, and convert back.",
 )
-convert_app = typer.Typer(no_args_is_help=True, help="Convert checkpoints to and from PyTorch, with proof.")
 app.add_typer(convert_app, name="convert")
-
-
-class _ListsByDefault(TyperGroup):
-  """`fsb tasks NAME` is `fsb tasks list NAME`."""
-
-  def resolve_command(self, context, arguments):
-    if arguments and arguments[0] not in self.commands:
-      arguments = ["list", *arguments]
-    return super().resolve_command(context, arguments)
-
-
-tasks_app = typer.Typer(
-  cls=_ListsByDefault, help="List the tasks, or show what a model reads of one. Example: fsb tasks tnews"
-)
 app.add_typer(tasks_app, name="tasks")
-data_app = typer.Typer(
-  no_args_is_help=True, help="Published sets: what is known, on disk, and where it comes from. Example: fsb data list"
-)
 app.add_typer(data_app, name="data")
 
 GinFiles = Annotated[
   list[str], typer.Option("--gin_file", help="Gin file; may be given several times. Relative to here or the package.")
 ]
-GinPaths = Annotated[list[str] | None, typer.Option("--gin_search_paths", help="More folders with gin files.")]
 Coordinator = Annotated[
   str | None, typer.Option(help="HOST:PORT of process 0, where several processes work together (all three options).")
 ]
@@ -56,8 +38,6 @@ ProcessIndex = Annotated[int | None, typer.Option(help="Which one this is, from 
 Distributed = Annotated[
   bool, typer.Option("--distributed", help="Find the other processes by itself: TPU pods, Slurm, MPI, Kubernetes.")
 ]
-DataDirectory = Annotated[str | None, typer.Option("--data_dir", help="Where data lies; FSB_DATA_DIR if not given.")]
-_GIN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @app.callback(invoke_without_command=True)
@@ -70,7 +50,7 @@ def _options(
     raise typer.Exit
 
 
-@app.command(context_settings=_GIN)
+@app.command(context_settings=GIN)
 def train(
   context: typer.Context,
   gin_file: GinFiles,
@@ -95,7 +75,7 @@ def train(
   )  # fmt: skip
 
 
-@app.command("eval", context_settings=_GIN)
+@app.command("eval", context_settings=GIN)
 def evaluate(
   context: typer.Context,
   gin_file: GinFiles,
@@ -115,7 +95,7 @@ def evaluate(
   _run("evaluate", "evaluate", context, gin_file, gin_search_paths, or_else=("benchmark", "benchmark"))
 
 
-@app.command(context_settings=_GIN)
+@app.command(context_settings=GIN)
 def infer(
   context: typer.Context,
   gin_file: GinFiles,
@@ -156,7 +136,7 @@ def predict(
   Example: fsb predict text_classification --model runs/tnews --text 今天很开心
   fsb predict zero_shot --model IDEA-CCNL/Erlangshen-UniMC-RoBERTa-110M-Chinese --text 很开心 --choice 好 --choice 坏
   """
-  _quiet()
+  quiet()
   _cache_compilations()
   from fsb_jax.pipelines import predict_lines
 
@@ -187,7 +167,7 @@ def generate(
 
   Example: fsb generate --model IDEA-CCNL/Ziya-LLaMA-13B-v1 --chat --template ziya --prompt 帮我写一份去西安的旅游计划
   """
-  _quiet()
+  quiet()
   _cache_compilations()
   from fsb_jax.pipelines.text_generation import write_out
 
@@ -230,7 +210,7 @@ def draw(
 
   Example: fsb draw --model IDEA-CCNL/Taiyi-Stable-Diffusion-1B-Chinese-v0.1 --prompt 飞流直下三千尺,油画 --seed 1
   """
-  _quiet()
+  quiet()
   _cache_compilations()
   from fsb_jax.pipelines.drawing_files import draw_to_folder
 
@@ -264,228 +244,6 @@ def _named_value(text: str) -> tuple[str, Any]:
     return name, value
 
 
-@tasks_app.callback(invoke_without_command=True)
-def _tasks(context: typer.Context) -> None:
-  if context.invoked_subcommand is None:
-    tasks_list()
-
-
-@tasks_app.command("list")
-def tasks_list(name: Annotated[str | None, typer.Argument(help="A task; all of them if not given.")] = None) -> None:
-  """List the tasks, or describe one.
-
-  Example: fsb tasks list tnews
-  """
-  from fsb_jax import tasks as known
-
-  for each in [name] if name else known.names():
-    print(known.info(each).describe())
-
-
-@tasks_app.command("show")
-def tasks_show(
-  name: Annotated[str, typer.Argument(help="A task.")],
-  model: Annotated[str, typer.Option(help="Whose tokenizer: a training run's folder, a Hub folder or id.")],
-  split: Annotated[str | None, typer.Option(help="The first one on disk if not given.")] = None,
-  count: Annotated[int, typer.Option(help="How many examples.")] = 3,
-  max_length: Annotated[int, typer.Option(help="Longest row in tokens.")] = 128,
-  data_dir: DataDirectory = None,
-) -> None:
-  """Show a few examples: as published, in tokens, and what a model is given.
-
-  Example: fsb tasks show tnews --model IDEA-CCNL/Erlangshen-Roberta-110M-NLI
-  """
-  _quiet()
-  with _silent_import():
-    import seqio  # noqa: F401 - brings TensorFlow
-  from fsb_jax.tasks import catalogue
-  from fsb_jax.training.start import find_tokenizer
-
-  for line in catalogue.show_task(name, find_tokenizer(None, model), split, count, max_length, data_dir):
-    print(line)
-
-
-@data_app.command("list")
-def data_list(data_dir: DataDirectory = None) -> None:
-  """List the known sets: where each comes from and what of it is on disk.
-
-  Example: fsb data list
-  """
-  from fsb_jax.tasks import catalogue
-
-  for line in catalogue.list_data(data_dir):
-    print(line)
-
-
-@data_app.command("check")
-def data_check(
-  names: Annotated[list[str] | None, typer.Argument(help="Tasks or mixtures; all on disk if not given.")] = None,
-  data_dir: DataDirectory = None,
-) -> None:
-  """Read what is on disk: rows, labels, checksums, and whether they are the published ones.
-
-  Example: fsb data check clue
-  """
-  from fsb_jax.tasks import catalogue
-
-  well = True
-  for fine, line in catalogue.check_data(names or [], data_dir):
-    print(line if fine else f"NOT WELL: {line}", flush=True)
-    well &= fine
-  if not well:
-    raise typer.Exit(1)
-
-
-@data_app.command("cache", context_settings=_GIN)
-def data_cache(
-  model: Annotated[str, typer.Option(help="Whose tokenizer: a training run's folder, a Hub folder or id.")],
-  output: Annotated[str, typer.Option(help="Folder for the tokens, or a bucket's address.")],
-  arguments: Annotated[
-    list[str] | None, typer.Argument(metavar="[TASK] [--gin.NAME=VALUE]...", help="A task or mixture, or a gin file's.")
-  ] = None,
-  split: Annotated[list[str] | None, typer.Option(help="Repeatable; those on disk if not given.")] = None,
-  runner: Annotated[str, typer.Option(help="Beam's: DirectRunner, DataflowRunner, FlinkRunner, ...")] = "DirectRunner",
-  option: Annotated[
-    list[str] | None, typer.Option(help="Of the runner, as NAME=VALUE: direct_num_workers=0, project=...; repeatable.")
-  ] = None,
-  gin_file: Annotated[
-    list[str] | None, typer.Option("--gin_file", help="One of gin/tasks, with --gin.NAME=VALUE: your own files.")
-  ] = None,
-  gin_search_paths: GinPaths = None,
-  data_dir: DataDirectory = None,
-) -> None:
-  """Tokenise a task once, with Apache Beam; --gin.CACHE_DIR of a run reads the tokens.
-
-  Example: fsb data cache tnews --model IDEA-CCNL/Erlangshen-Roberta-110M-NLI --output cache
-  fsb data cache --gin_file=gin/tasks/text.gin "--gin.TRAIN_FILES=corpus/*.txt" --model runs/mlm --output cache
-  """
-  from fsb_jax.tasks import caching
-
-  names = [argument for argument in arguments or () if not argument.startswith("-")]
-  if len(names) + bool(gin_file) > 1:
-    raise UserError("fsb data cache takes one task or mixture, or one that a --gin_file names.")
-  bindings = _bindings([argument for argument in arguments or () if argument not in names])
-  _quiet()
-  with _silent_import():
-    caching.require_beam()
-    import seqio  # noqa: F401 - brings TensorFlow
-  from fsb_jax.training import gin_utils
-  from fsb_jax.training.start import find_tokenizer
-
-  for chatter in ("apache_beam", "absl"):
-    logging.getLogger(chatter).setLevel(logging.ERROR)
-  files = ["runs/cache.gin", *(gin_file or [])]
-  configured, _ = gin_utils.configured(caching.cache_task, files, bindings, gin_search_paths or ())
-  named = {"task": names[0]} if names else {}
-  lines = configured(
-    tokenizer=find_tokenizer(None, model), output=output, splits=split or (), data_dir=data_dir, runner=runner,
-    options=[f"--{each}" for each in option or ()], **named,
-  )  # fmt: skip
-  for line in lines:
-    print(line, flush=True)
-
-
-@data_app.command("download")
-def data_download(
-  names: Annotated[list[str], typer.Argument(help="Tasks or mixtures.")], data_dir: DataDirectory = None
-) -> None:
-  """Fetch published files that are not on disk yet.
-
-  Example: fsb data download tnews fewclue
-  """
-  from fsb_jax.tasks import catalogue
-
-  for line in catalogue.download_data(names, data_dir):
-    print(line, flush=True)
-
-
-@convert_app.command("import")
-def convert_import(
-  source: Annotated[str, typer.Argument(help="Hub folder or id.")],
-  target: Annotated[Path, typer.Argument(help="New folder.")],
-  head: Annotated[str | None, typer.Option(help="Head to load; what the config says if not given.")] = None,
-  param_dtype: Annotated[str, typer.Option(help="Of the parameters.")] = "float32",
-  scan_layers: Annotated[bool, typer.Option(help="Stack the layers.")] = True,
-) -> None:
-  """Turn a PyTorch checkpoint into one of ours.
-
-  Example: fsb convert import IDEA-CCNL/Erlangshen-Roberta-110M-Sentiment erlangshen
-  """
-  _quiet()
-  from convert_torch import cli
-
-  from fsb_jax.pretrained import find_folder
-
-  model = cli.import_checkpoint(
-    find_folder(source), target, head=head, param_dtype=param_dtype, scan_layers=scan_layers
-  )
-  print(f"{model.family} {model.head} written to {target}")
-  for what, names in (("newly initialised", model.newly_initialised), ("unused", model.unused)):
-    if names:
-      print(f"{what}: {', '.join(names)}")
-
-
-@convert_app.command("export")
-def convert_export(
-  source: Annotated[Path, typer.Argument(help="A folder of ours, or a training run's.")],
-  target: Annotated[Path, typer.Argument(help="New Hub folder; of a LoRA run also NAME.safetensors.")],
-  dtype: Annotated[str, typer.Option(help="Of the tensors: float32, float16 or bfloat16.")] = "float32",
-  family: Annotated[str | None, typer.Option(help="Write this layout: llama, fengshen_llama; kohya (LoRA).")] = None,
-  vocab_size: Annotated[int | None, typer.Option(help="Tokens to write; the model's if not given.")] = None,
-  tensor_parallel: Annotated[int | None, typer.Option(help="Cut into part_0, part_1, ... for so many devices.")] = None,
-) -> None:
-  """Turn one of ours into a folder that transformers loads, or the original code.
-
-  Example: fsb convert export runs/tnews tnews-hub
-  """
-  _quiet()
-  from convert_torch import cli
-
-  cli.export_checkpoint(
-    source, target, dtype=dtype, family=family, vocab_size=vocab_size, tensor_parallel=tensor_parallel
-  )
-  print(f"written to {target}")
-
-
-@convert_app.command("verify")
-def convert_verify(
-  source: Annotated[str, typer.Argument(help="Hub folder or id.")],
-  target: Annotated[Path, typer.Argument(help="The folder of ours made from it, or exported to it.")],
-) -> None:
-  """Run both models on the same inputs and write a certificate; needs torch.
-
-  Example: fsb convert verify tnews-hub runs/tnews
-  """
-  _quiet()
-  from convert_torch import cli
-
-  from fsb_jax.pretrained import find_folder
-
-  certificate = cli.verify_checkpoint(find_folder(source), target)
-  for result in certificate["results"]:
-    print(
-      f"{result['dtype']}, {result['inputs']}, {result['output']}: largest difference {result['max_abs_diff']:.1e}, "
-      f"allowed {result['tolerance']:.1e}: {'equal' if result['passed'] else 'DIFFERENT'}"
-    )
-  print(f"{'the same numbers' if certificate['passed'] else 'NOT the same'}; certificate in {target}/verification.json")
-  if not certificate["passed"]:
-    raise typer.Exit(1)
-
-
-@convert_app.command("inspect")
-def convert_inspect(path: Annotated[str, typer.Argument(help="A folder of either kind, or a Hub id.")]) -> None:
-  """Say what a checkpoint holds and whether it would convert.
-
-  Example: fsb convert inspect IDEA-CCNL/Erlangshen-MegatronBert-1.3B
-  """
-  _quiet()
-  from convert_torch import cli
-
-  from fsb_jax.pretrained import find_folder
-
-  cli.inspect(find_folder(path))
-
-
 def _join(coordinator, process_count, process_index, distributed) -> None:
   """Joins the other processes of the run, if there are any."""
   from fsb_jax.partitioning import multihost
@@ -501,9 +259,9 @@ def _run(
 
   Where the gin files configure `or_else`, another module and function, that one is called.
   """
-  bindings = _bindings(context.args)
-  _quiet()
-  with _silent_import():
+  bindings = bindings_of(context.args)
+  quiet()
+  with silent_import():
     import seqio  # noqa: F401 - brings TensorFlow
   import importlib
 
@@ -521,34 +279,6 @@ def _run(
   if jax.default_backend() == "cpu":
     host_memory.keep_freed_memory()
   configured(**({"config_text": text} if keep_config else {}), **arguments)
-
-
-def _bindings(arguments: list[str]) -> list[str]:
-  """NAME=VALUE of every --gin.NAME=VALUE."""
-  for argument in arguments:
-    if not argument.startswith("--gin."):
-      raise UserError(f"unknown option {argument}; configuration is given as --gin.NAME=VALUE")
-  return [argument.removeprefix("--gin.") for argument in arguments]
-
-
-def _quiet() -> None:
-  """Keeps the libraries' start-up chatter from the terminal."""
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
-@contextlib.contextmanager
-def _silent_import():
-  """TensorFlow writes to the terminal while it is imported, before it can be told not to."""
-  sys.stderr.flush()
-  kept = os.dup(2)
-  try:
-    with open(os.devnull, "w") as nowhere:
-      os.dup2(nowhere.fileno(), 2)
-    yield
-  finally:
-    os.dup2(kept, 2)
-    os.close(kept)
 
 
 def _cache_compilations() -> None:

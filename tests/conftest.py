@@ -1,6 +1,9 @@
-"""Settings that must be in place before JAX is imported."""
+"""Settings that must be in place before JAX is imported, and the command line as tests call it."""
 
 import os
+import sys
+
+import pytest
 
 # The CPU as eight devices, so that meshes are tested where there is one machine and no accelerator.
 _FLAGS = ["--xla_force_host_platform_device_count=8"]
@@ -10,3 +13,26 @@ if not os.environ.get("FSB_OPTIMISED_TESTS"):
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
+
+
+@pytest.fixture
+def fsb(monkeypatch, capsys, tmp_path):
+  """Runs `fsb ARGUMENTS` in an empty folder; gives the exit status and what went to the two streams."""
+  from fsb_jax import cli
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.delenv("FSB_DATA_DIR", raising=False)
+  # The compilation cache is for people; tests must not fill it.
+  monkeypatch.setattr(cli, "_cache_compilations", lambda: None)
+
+  def run(*arguments):
+    monkeypatch.setattr(sys, "argv", ["fsb", *map(str, arguments)])
+    try:
+      cli.main()
+      status = 0
+    except SystemExit as stop:
+      status = stop.code or 0
+    streams = capsys.readouterr()
+    return status, streams.out, streams.err
+
+  return run

@@ -9,30 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from fsb_jax import cli
-
-
-@pytest.fixture
-def fsb(monkeypatch, capsys, tmp_path):
-  """Runs `fsb ARGUMENTS` in an empty folder; gives the exit status and what went to the two streams."""
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.delenv("FSB_DATA_DIR", raising=False)
-  # The compilation cache is for people; tests must not fill it.
-  monkeypatch.setattr(cli, "_cache_compilations", lambda: None)
-
-  def run(*arguments):
-    monkeypatch.setattr(sys, "argv", ["fsb", *arguments])
-    try:
-      cli.main()
-      status = 0
-    except SystemExit as stop:
-      status = stop.code or 0
-    streams = capsys.readouterr()
-    return status, streams.out, streams.err
-
-  return run
-
-
 TRAIN = ("train", "--gin_file=gin/runs/finetune.gin")
 # A tiny model from scratch needs no checkpoint; its tokenizer is the lexicon's.
 SCRATCH = ("train", "--gin_file=gin/experiments/quickstart.gin", "--gin.MODEL_DIR=run", "--gin.TRAIN_STEPS=1")

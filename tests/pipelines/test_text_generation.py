@@ -1,14 +1,12 @@
 """`fsb generate` and the pipeline behind it."""
 
 import json
-import sys
 
 import pytest
 from test_streaming import byte_bpe
 from tiny_hub import LM, torch_model
 
 import fsb_jax
-from fsb_jax import cli
 from fsb_jax.errors import UserError
 
 PROMPT = "今天心情"
@@ -24,27 +22,10 @@ def hub(tmp_path_factory):
   return folder
 
 
-@pytest.fixture
-def fsb(monkeypatch, capsys):
-  monkeypatch.setattr(cli, "_cache_compilations", lambda: None)
-
-  def run(*arguments):
-    monkeypatch.setattr(sys, "argv", ["fsb", "generate", *map(str, arguments)])
-    status = 0
-    try:
-      cli.main()
-    except SystemExit as stop:
-      status = stop.code or 0
-    streams = capsys.readouterr()
-    return status, streams.out, streams.err
-
-  return run
-
-
 def test_lines_of_a_file_become_json_lines(fsb, hub, tmp_path):
   (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n不好\n", encoding="utf-8")
   arguments = ("--model", hub, "--prompt", "很开心", "--input", tmp_path / "prompts.txt", "--max-new-tokens", 8)
-  status, out, error = fsb(*arguments, "--output", tmp_path / "texts.jsonl")
+  status, out, error = fsb("generate", *arguments, "--output", tmp_path / "texts.jsonl")
   assert (status, out) == (0, "")
   # The cache's size is told before it is there.
   assert error.startswith("cache: ") and "3 texts of up to 32 tokens" in error
@@ -53,13 +34,13 @@ def test_lines_of_a_file_become_json_lines(fsb, hub, tmp_path):
   alone = fsb_jax.pipeline("text_generation", hub)(PROMPT, max_new_tokens=8)
   assert rows[1]["generated_text"] == alone["generated_text"] != ""
   before = (tmp_path / "texts.jsonl").read_bytes()
-  status, _, error = fsb(*arguments, "--output", tmp_path / "texts.jsonl")
+  status, _, error = fsb("generate", *arguments, "--output", tmp_path / "texts.jsonl")
   assert status == 2 and "exists already" in error and (tmp_path / "texts.jsonl").read_bytes() == before
 
 
 def test_what_is_shown_while_it_is_written_is_the_text(fsb, hub):
   arguments = ("--model", hub, "--prompt", PROMPT, "--max-new-tokens", 12)
-  assert fsb(*arguments)[1] == fsb(*arguments, "--no-stream")[1] != "\n"
+  assert fsb("generate", *arguments)[1] == fsb("generate", *arguments, "--no-stream")[1] != "\n"
 
 
 def test_on_a_mesh_the_same_text(hub):
@@ -91,7 +72,7 @@ def test_a_stop_string_ends_the_text_wherever_tokens_part_it(hub):
   ids=str,
 )
 def test_mistakes(fsb, hub, arguments, words):
-  status, _, error = fsb("--model", hub, *arguments)
+  status, _, error = fsb("generate", "--model", hub, *arguments)
   assert status == 2 and words in error and error.count("\n") == 1
 
 

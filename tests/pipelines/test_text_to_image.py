@@ -1,7 +1,6 @@
 """Drawing against the pipelines of diffusers, from the same noise."""
 
 import shutil
-import sys
 import types
 
 import diffusers
@@ -22,7 +21,6 @@ from tiny_diffusion import (
   tiny_unet,
 )
 
-from fsb_jax import cli
 from fsb_jax.errors import UserError
 from fsb_jax.generation import images
 from fsb_jax.pipelines import drawing_files
@@ -289,24 +287,6 @@ def test_a_folder_without_an_autoencoder(stable, tmp_path):
   shutil.copytree(stable[0], tmp_path / "model", ignore=shutil.ignore_patterns("vae"))
   with pytest.raises(UserError, match=r"lacks vae, the autoencoder \(VAE\)"):
     TextToImage(tmp_path / "model")
-
-
-@pytest.fixture
-def fsb(monkeypatch, capsys, tmp_path):
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(cli, "_cache_compilations", lambda: None)
-
-  def run(*arguments):
-    monkeypatch.setattr(sys, "argv", ["fsb", *arguments])
-    try:
-      cli.main()
-      status = 0
-    except SystemExit as stop:
-      status = stop.code or 0
-    streams = capsys.readouterr()
-    return status, streams.out, streams.err
-
-  return run
 
 
 def test_files(stable, fsb, tmp_path):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tiny_clip import torch_clip
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from fsb_jax import cli, encodings, pipeline
+from fsb_jax import encodings, pipeline
 from fsb_jax.errors import UserError
 from fsb_jax.pipelines.image_text import ImageText
 
@@ -111,26 +111,19 @@ def test_a_whole_taiyi_of_ours_reads_both(place, tmp_path):
   assert reader.images([folder / "a.png"]).shape == (1, 24)
 
 
-def test_from_the_shell(place, monkeypatch, capsys):
+def test_from_the_shell(place, fsb):
   folder = place[0]
-  monkeypatch.setattr(cli, "_cache_compilations", lambda: None)
-
-  def fsb(*options):
-    chosen = ("--model", str(folder / "texts"), "--text", str(folder / "a.png"))
-    monkeypatch.setattr("sys.argv", ["fsb", "predict", "zero_shot_image_classification", *chosen, *options])
-    try:
-      cli.main()
-    except SystemExit as stop:
-      assert stop.code in (0, 2)
-    return capsys.readouterr()
-
   images = ("--option", f"image_model={folder / 'images'}")
-  line = json.loads(fsb("--option", "labels=" + ",".join(LABELS), *images).out)
+  asked = (
+    "predict", "zero_shot_image_classification", "--model", folder / "texts", "--text", folder / "a.png", *images
+  )  # fmt: skip
+  line = json.loads(fsb(*asked, "--option", "labels=" + ",".join(LABELS))[1])
   expected = expected_scores(place, [folder / "a.png"])[0]
   assert line["text"].endswith("a.png") and line["score"] == pytest.approx(float(expected.max()), abs=1e-5)
-  wrong = fsb("--option", "labels=猫,狗", "--option", "lable=1", *images)
-  assert "zero_shot_image_classification has no option 'lable'" in wrong.err
-  assert "labels=['猫'] is no choice; give at least two" in fsb("--option", "labels=猫", *images).err
+  status, _, error = fsb(*asked, "--option", "labels=猫,狗", "--option", "lable=1")
+  assert status == 2 and "zero_shot_image_classification has no option 'lable'" in error
+  status, _, error = fsb(*asked, "--option", "labels=猫")
+  assert status == 2 and "labels=['猫'] is no choice; give at least two" in error
 
 
 def test_what_does_not_belong_together(place, tmp_path):
