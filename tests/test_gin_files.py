@@ -91,9 +91,10 @@ def test_every_argument_can_be_set():
     assert [argument for argument in sorted(arguments) if f"\n  {argument} = " not in body] == []
 
 
-def test_a_file_may_name_what_is_run(monkeypatch):
+def test_a_file_may_configure_another_function():
   values = ["INITIAL_CHECKPOINT_PATH=x", "DATA=y", "MODEL_DIR=z", "TRAIN_STEPS=3", "LORA=@train_diffusion.Factors()"]
-  call, _ = gin_utils.configured(train, ["runs/draw_finetune.gin"], [*values, "LORA_RANK=7", "BATCH_SIZE=0"])
+  bindings = [*values, "LORA_RANK=7", "BATCH_SIZE=0"]
+  call, _ = gin_utils.configured(train, ["runs/draw_finetune.gin"], bindings, or_else=[train_diffusion.train])
   with pytest.raises(UserError, match="^BATCH_SIZE must be a whole number above 0"):
     call(config_text="of the run")
   assert gin.query_parameter("%LORA").scoped_configurable_fn() == train_diffusion.Factors(rank=7)

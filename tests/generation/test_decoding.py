@@ -93,7 +93,7 @@ def exact_distribution(gpt2, prompt, options):
   return first, of([[*prompt, token] for token in range(len(first))])
 
 
-@pytest.mark.parametrize("drafted", [False, True])
+@pytest.mark.parametrize("drafted", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sampling_follows_the_distribution(gpt2, drafted):
   from scipy import stats
 

@@ -317,7 +317,7 @@ def test_tiles_and_dtype_on_the_command_line(stable, fsb, monkeypatch):
   arguments = ("draw", "--model", "any", "--prompt", PROMPTS[0], *size)
   assert fsb(*arguments, "--output", "whole")[0] == 0
   assert fsb(*arguments, "--tiled", "--dtype", "bfloat16", "--output", "tiles")[0] == 0
-  assert made == [dict(dtype=name, param_dtype=name) for name in ("float32", "bfloat16")]
+  assert made == [dict(lora={}, dtype=name, param_dtype=name) for name in ("float32", "bfloat16")]
   whole, tiles = (np.float32(Image.open(f"{folder}/0001.png")) for folder in ("whole", "tiles"))
   assert np.abs(whole - tiles).max() > 1
   assert np.array_equal(pixels(stable[2](PROMPTS[0], seed=3, tiled=True, **DRAWS, **SIZE)), tiles[None])

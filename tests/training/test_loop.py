@@ -86,6 +86,7 @@ def test_it_keeps_the_best_and_stops_when_nothing_gets_better(table, tokenizer, 
   assert run(tmp_path / "run", table, tokenizer, 60, periods=periods, keep_checkpoints=1, **ONE_AXIS) == metrics
 
 
+@pytest.mark.slow
 def test_the_average_of_the_weights_is_the_model(table, tokenizer, tmp_path):
   metrics = run(tmp_path / "run", table, tokenizer, 60, levers=Levers(ema_decay=0.9))
   assert metrics["accuracy"] == 1.0
@@ -121,6 +122,7 @@ def test_a_profile_can_be_opened(table, tokenizer, tmp_path, capsys):
   assert sum(name == "train" for name in events) == 5
 
 
+@pytest.mark.slow
 def test_several_seeds_give_a_mean_and_its_spread(table, tokenizer, tmp_path, capsys):
   mean = run(tmp_path / "runs", table, tokenizer, 15, seed=(0, 1, 2), **ONE_AXIS)
   summary = json.loads((tmp_path / "runs" / "seeds.json").read_text())

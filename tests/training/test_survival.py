@@ -55,10 +55,8 @@ KILLED = dict(
 )
 
 
-@pytest.mark.parametrize(
-  ("kills", "steps"),
-  [(2, 40), pytest.param(KILLS, 100 + 20 * KILLS, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "steps"), [(2, 40), (KILLS, 100 + 20 * KILLS)])
 def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(folder, kills, steps):
   live(folder, name="whole", steps=steps, **KILLED)
   kill_again_and_again(folder, kills, lambda *a, **o: [start(*a, **o)], steps=steps, **KILLED)

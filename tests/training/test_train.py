@@ -83,6 +83,7 @@ def test_a_run_that_goes_on_has_the_same_batches(finished, table, tokenizer):
       run(folder, table, tokenizer, 70, **changes)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_what_it_began_from(finished, table, tmp_path):
   import shutil
 

@@ -166,7 +166,7 @@ def test_a_missing_addition_to_time_is_told():
 @pytest.mark.parametrize(
   ("mesh", "levels"),
   [
-    ({"data": 2, "fsdp": 2, "tensor": 2}, 1),
+    pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, 1, marks=pytest.mark.slow),
     pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, 2, marks=pytest.mark.slow),
     pytest.param({"data": 8}, 2, marks=pytest.mark.slow),
     pytest.param({"tensor": 8}, 2, marks=pytest.mark.slow),
