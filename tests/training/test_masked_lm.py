@@ -35,7 +35,7 @@ def batch():
   }
 
 
-@pytest.mark.parametrize("head", ["masked_lm", "pretraining"])
+@pytest.mark.parametrize("head", [pytest.param("masked_lm", marks=pytest.mark.slow), "pretraining"])
 def test_the_asked_positions_give_the_loss_and_gradients_of_all_positions(batch, head):
   """In float64, so that nothing but the arithmetic can differ."""
   positions, labels = asked_positions(batch["labels"])

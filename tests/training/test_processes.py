@@ -26,7 +26,8 @@ def test_of_two_processes_one_is_asked_and_both_stop(folder):
   assert checkpoints.CheckpointStore(folder / "run").latest_step() == max(losses(folder)) >= 2
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_of_two_processes_one_dies_and_the_other_says_so(folder, victim):
   processes = start_two(folder, steps=5000, periods={"log": 5, "checkpoint": 10})
   wait_until_said(folder, "step 20/", processes)
