@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fsb_jax.errors import UserError
 from fsb_jax.tasks.files import DataFile, read_json_lines
+from fsb_jax.tasks.labels import IFLYTEK, INFERENCE, TNEWS, TRUTH, YES_NO
 from fsb_jax.tasks.new_files import write_new
 
 Answer = str | int
@@ -49,11 +50,11 @@ class Submission:
     return f"{self.name}_predict{f'_{part}' if part else ''}.json"
 
 
-_BINARY = ("0", "1")
-_TRUTH = ("false", "true")
-_INFERENCE = ("contradiction", "neutral", "entailment")
-_TNEWS = tuple(str(label) for label in range(100, 117) if label not in (105, 111))
-_IFLYTEK = tuple(map(str, range(119)))
+_BINARY = tuple(YES_NO)
+_TRUTH = tuple(TRUTH)
+_INFERENCE = tuple(INFERENCE)
+_TNEWS = tuple(TNEWS)
+_IFLYTEK = tuple(IFLYTEK)
 
 SUBMISSIONS = {
   "afqmc": Submission("afqmc", _BINARY),

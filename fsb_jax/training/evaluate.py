@@ -11,6 +11,7 @@ import numpy as np
 from fsb_jax import checkpoints, models, pretrained, tasks
 from fsb_jax.errors import UserError
 from fsb_jax.partitioning import Partitioner, multihost
+from fsb_jax.tasks.new_files import require_new, write_new
 from fsb_jax.training.data import Loader
 from fsb_jax.training.losses import OBJECTIVES
 from fsb_jax.training.reporting import say
@@ -97,10 +98,7 @@ def longest_row(feature_lengths: Mapping[str, int]) -> int:
 def require_new_file(path: str | Path) -> Path:
   """`path` as a file that can be written; UserError where it exists or its folder does not."""
   path = Path(str(path)).expanduser()
-  if path.exists():
-    raise UserError(f"OUTPUT_FILE {path} already exists; choose another name or move it away")
-  if not path.parent.is_dir():
-    raise UserError(f"OUTPUT_FILE {path}: there is no folder {path.parent}")
+  require_new(path)
   return path
 
 
@@ -237,7 +235,7 @@ def evaluate(
     if jax.process_index() == 0:
       print(describe(f"{member} {split}", metrics), flush=True)
   if target and jax.process_index() == 0:
-    target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_new(target, json.dumps(results, indent=2) + "\n")
     say(f"written to {target}")
   return results
 

@@ -192,10 +192,12 @@ def read_examples(
       encoded, published = _encode(task, split, tokenizer, max_length, data_dir, cache_dir)
     if not encoded["input_ids"]:
       raise UserError(f"Task {task.name} has no examples in its split {split!r}.")
-    kept = spread(len(encoded["input_ids"]), max_examples)
-    encoded = {name: [rows[i] for i in kept] for name, rows in encoded.items()}
+    if max_examples is not None:
+      kept = spread(len(encoded["input_ids"]), max_examples)
+      encoded = {name: [rows[i] for i in kept] for name, rows in encoded.items()}
+      published = functools.cache(functools.partial(_some_of, published, kept))
     columns.append(encoded)
-    fields.append(functools.cache(functools.partial(_some_of, published, kept)))
+    fields.append(published)
   if view:
     rows = {name: [row for each in columns for row in each[name]] for name in columns[0]}
     question = options_of(rows, tokenizer, seed=seed, hides=by_rates)

@@ -16,6 +16,7 @@ from fsb_jax.errors import UserError
 from fsb_jax.tasks.image_captions import CaptionedImage
 from fsb_jax.training.batching import FILLING, Batching, Plan
 from fsb_jax.training.data import Loader
+from fsb_jax.training.reporting import say
 
 _BILINEAR = 2
 # From -1 to 1.
@@ -212,6 +213,7 @@ def cached_latents(
   path, facts = folder / "latents.npy", folder / "latents.json"
   wanted = {"images": loader.image_digest, "autoencoder": source}
   if not (path.is_file() and facts.is_file() and checkpoints.read_json(facts) == wanted):
+    say(f"latents of {loader.num_examples:,} images")
     facts.unlink(missing_ok=True)
     target = None
     for first in range(0, loader.num_examples, batch_size):

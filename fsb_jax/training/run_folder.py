@@ -13,7 +13,8 @@ import numpy as np
 
 from fsb_jax import checkpoints
 from fsb_jax.errors import UserError
-from fsb_jax.training.start import training_item
+from fsb_jax.training.loop import Loop
+from fsb_jax.training.start import Start, training_item
 from fsb_jax.training.step import TrainState
 
 
@@ -77,8 +78,36 @@ def require_same_order(store: checkpoints.CheckpointStore, step: int, order: Map
       )
 
 
-def introduce(progress, start, partitioner, loader, scored, boxed, first_step, explain) -> None:
+def run_to_the_end(
+  loop: Loop, state: TrainState, start: Start, boxed: TrainState, first_step: int, explain: bool
+) -> dict[str, float]:
+  """Runs a loop from `state`, and closes what it writes to; see `Loop.run`.
+
+  Args:
+    loop: the loop.
+    state: after `first_step` steps.
+    start: what is trained.
+    boxed: the state with logical names.
+    first_step: steps that are done.
+    explain: print what is split over what.
+  """
+  try:
+    _introduce(loop, start, boxed, first_step, explain)
+    last = loop.run(state)
+    if first_step >= loop.train_steps:
+      loop.progress.say(f"{loop.store.folder} already holds step {first_step}; nothing left to train")
+    return last
+  finally:
+    loop.progress.close()
+    loop.writer.close()
+    # What is left to save is saved even after a mistake; but nobody waits for processes that are gone.
+    if jax.process_count() == 1 or sys.exc_info()[0] is None:
+      loop.store.close()
+
+
+def _introduce(loop: Loop, start: Start, boxed: TrainState, first_step: int, explain: bool) -> None:
   """What is about to happen, before the first compilation."""
+  progress, loader, partitioner = loop.progress, loop.loader, loop.partitioner
   count = sum(int(np.prod(box.shape)) for box in jax.tree.leaves(boxed.params))
   progress.say(f"{start.metadata.family} {start.metadata.head}: {count:,} parameters on mesh {partitioner.describe()}")
   if jax.process_count() > 1:
@@ -87,7 +116,7 @@ def introduce(progress, start, partitioner, loader, scored, boxed, first_step, e
     progress.say(f"newly initialised: {', '.join(start.newly_initialised)}")
   labels = f"{len(loader.label_names)} labels, " if loader.label_names else ""
   progress.say(
-    f"{loader.num_examples:,} training examples, {sum(each.num_examples for each in scored.values()):,} for "
+    f"{loader.num_examples:,} training examples, {sum(each.num_examples for each in loop.scored.values()):,} for "
     f"validation, {labels}batches of {loader.batch_size} at lengths {', '.join(map(str, loader.buckets))}"
   )
   if first_step:

@@ -1,7 +1,6 @@
 """Training from a gin file: read everything and check it, place the state on the mesh, then the loop."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from fsb_jax.training.loop import Loop, Periods, require_count
 from fsb_jax.training.losses import OBJECTIVES
 from fsb_jax.training.reporting import MetricWriter, TrainProgress, say
 from fsb_jax.training.run_folder import (
-  introduce,
   only_run_in,
   require_room,
   require_same_order,
+  run_to_the_end,
   step_to_go_on_from,
   write_config,
 )
@@ -196,18 +195,7 @@ def train(
       skip_bad_batches=levers.skip_bad_batches,
       profile=folder / "tensorboard" if profile else None,
     )
-    try:
-      introduce(progress, start, partitioner, loader, scored, boxed, first_step, explain_partitioning)
-      last = loop.run(state)
-      if first_step >= train_steps:
-        progress.say(f"{folder} already holds step {first_step}; nothing left to train")
-      return last
-    finally:
-      progress.close()
-      writer.close()
-      # What is left to save is saved even after a mistake; but nobody waits for processes that are gone.
-      if jax.process_count() == 1 or sys.exc_info()[0] is None:
-        store.close()
+    return run_to_the_end(loop, state, start, boxed, first_step, explain_partitioning)
 
 
 def _loaders(

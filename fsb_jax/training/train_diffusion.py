@@ -1,8 +1,6 @@
 """Training of models that draw, from a gin file: fine-tuning, DreamBooth, and LoRA factors alone."""
 
 import dataclasses
-import io
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,21 +16,21 @@ from convert_torch import diffusion_run
 from fsb_jax import checkpoints, models, pretrained
 from fsb_jax.encodings import load_tokenizer
 from fsb_jax.errors import UserError
-from fsb_jax.generation.images import Conditioning, ImageModel, generate_images
 from fsb_jax.models import diffusion, lora
 from fsb_jax.models.diffusion.schedulers import schedule_from_config
 from fsb_jax.partitioning import Partitioner, multihost
 from fsb_jax.tasks.image_captions import image_caption_task
 from fsb_jax.training.denoising_loss import denoising
+from fsb_jax.training.drawing import Drawing, DrawingLoop
 from fsb_jax.training.images import ImageLoader, Preparation, cached_latents
 from fsb_jax.training.levers import Levers, require_number
-from fsb_jax.training.loop import Loop, Periods, require_count
+from fsb_jax.training.loop import Periods, require_count
 from fsb_jax.training.reporting import MetricWriter, TrainProgress, say
 from fsb_jax.training.run_folder import (
-  introduce,
   only_run_in,
   require_room,
   require_same_order,
+  run_to_the_end,
   step_to_go_on_from,
   write_config,
 )
@@ -40,8 +38,7 @@ from fsb_jax.training.scores import Scores, read_metrics
 from fsb_jax.training.start import Start, place, require_positions, restore
 from fsb_jax.training.step import Update, abstract_state, global_norm
 
-# How a picture of what the model draws is made.
-_STEPS, _MOST_PROMPTS = 25, 4
+_MOST_PROMPTS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,94 +241,12 @@ def train(
       writer=writer, progress=progress, scores=Scores("loss"), order=order, learning_rate=learning_rate, update=step,
       score=None, norm=partitioner.jit(global_norm, out_shardings=partitioner.replicated),
       skip_bad_batches=levers.skip_bad_batches, profile=folder / "tensorboard" if profile else None,
-      draw=_Drawing(
+      draw=Drawing(
         denoiser, autoencoder, autoencoder_params, partitioner, tokenizer, length, preparation.size, factors,
         list(validation_prompts or loader.captions[:_MOST_PROMPTS]), validation_guidance, seed,
       ),
     )  # fmt: skip
-    try:
-      introduce(progress, start, partitioner, loader, {}, boxed, first_step, explain_partitioning)
-      last = loop.run(state)
-      if first_step >= train_steps:
-        progress.say(f"{folder} already holds step {first_step}; nothing left to train")
-      return last
-    finally:
-      progress.close()
-      writer.close()
-      # What is left to save is saved even after a mistake; but nobody waits for processes that are gone.
-      if jax.process_count() == 1 or sys.exc_info()[0] is None:
-        store.close()
-
-
-@dataclasses.dataclass(kw_only=True)
-class DrawingLoop(Loop):
-  """A training loop that draws where others score.
-
-  Attributes:
-    draw: parameters -> images `[prompts, height, width, 3]` in [0, 1].
-  """
-
-  draw: Callable[[Any], np.ndarray]
-
-  def _evaluate(self) -> None:
-    """Writes a picture of what the model draws now: `images/step-N.png` in the run's folder, and to TensorBoard."""
-    from PIL import Image
-
-    sheet = Image.fromarray((side_by_side(self.draw(self._state.model_params)) * 255).round().astype(np.uint8))
-    if jax.process_index() != 0:
-      return
-    path = self.store.folder / "images" / f"step-{self._step}.png"
-    path.parent.mkdir(exist_ok=True)
-    file = io.BytesIO()
-    sheet.save(file, "PNG")
-    path.write_bytes(file.getvalue())
-    self.writer.write_image(self._step, "drawings", file.getvalue(), *sheet.size)
-    self.progress.say(f"step {self._step}: drawn to {path}")
-
-
-def side_by_side(images: np.ndarray) -> np.ndarray:
-  """Images `[count, height, width, 3]` as one, as many rows as columns or fewer."""
-  columns = int(np.ceil(len(images) ** 0.5))
-  blank = np.ones((-len(images) % columns, *images.shape[1:]), images.dtype)
-  lines = np.split(np.concatenate([images, blank]), -(-len(images) // columns))
-  return np.concatenate([np.concatenate(list(line), axis=1) for line in lines])
-
-
-class _Drawing:
-  """Draws the same prompts, from the same noise, with other parameters."""
-
-  def __init__(
-    self, denoiser, autoencoder, autoencoder_params, partitioner, tokenizer, length, size, factors, prompts, guidance,
-    seed,
-  ):  # fmt: skip
-    self._denoiser, self._autoencoder, self._autoencoder_params = denoiser, autoencoder, autoencoder_params
-    self._partitioner, self._size, self._seed = partitioner, size, seed
-    self._count, self._guidance = len(prompts), guidance
-    # The last one is what guidance leads away from; rows are as many as the mesh divides.
-    texts = [*prompts, ""] + [""] * (-(len(prompts) + 1) % partitioner.batch_multiple)
-    encoded = tokenizer(texts, padding="max_length", max_length=length, truncation=True)
-    self._ids = np.array(encoded["input_ids"], np.int32)
-    jit = partitioner.jit
-    self._merge = None if factors is None else jit(lambda params: lora.with_changes(params, factors.alpha))
-    self._read = jit(
-      lambda params, ids: denoiser.text_encoder.apply({"params": params}, ids).last_hidden_state,
-      out_shardings=partitioner.replicated,
-    )
-
-  def __call__(self, params: Any) -> np.ndarray:
-    """See `DrawingLoop.draw`."""
-    params = params if self._merge is None else self._merge(params)
-    states = np.asarray(self._read(params["text_encoder"], self._ids), np.float32)
-    count = self._count
-    model = ImageModel(
-      unet=self._denoiser.unet, unet_params=params["unet"], autoencoder=self._autoencoder,
-      autoencoder_params=self._autoencoder_params, partitioner=self._partitioner,
-    )  # fmt: skip
-    return generate_images(
-      model, self._denoiser.schedule, Conditioning(hidden_states=states[:count]),
-      Conditioning(hidden_states=np.repeat(states[count : count + 1], count, axis=0)), height=self._size,
-      width=self._size, seeds=[self._seed + i for i in range(count)], steps=_STEPS, guidance=self._guidance,
-    )  # fmt: skip
+    return run_to_the_end(loop, state, start, boxed, first_step, explain_partitioning)
 
 
 def _start(
@@ -414,7 +329,6 @@ def _encoder(autoencoder: diffusion.Autoencoder) -> Callable[[Any, jax.Array], t
 def _cache(loader: ImageLoader, autoencoder: diffusion.Autoencoder, parts: Any, folder: Path) -> None:
   """Gives the loader the latents of all its images; the first process makes them, on a device of its own."""
   if jax.process_index() == 0:
-    say(f"latents of {loader.num_examples:,} images")
     encode, params = jax.jit(_encoder(autoencoder)), jax.tree.map(jnp.asarray, parts.autoencoder_params)
 
     def both(pixels):

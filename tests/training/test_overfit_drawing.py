@@ -16,11 +16,11 @@ from PIL import Image
 from fsb_jax.models import diffusion
 from fsb_jax.pipelines.text_to_image import TextToImage
 from fsb_jax.tasks.image_captions import image_caption_task
+from fsb_jax.training.drawing import side_by_side
 from fsb_jax.training.images import Preparation
 from fsb_jax.training.levers import Levers
 from fsb_jax.training.loop import Periods
 from fsb_jax.training.optimizers import adamw, schedule
-from fsb_jax.training.train_diffusion import side_by_side
 
 ALL = Path(os.environ.get("FSB_DATA_DIR") or Path(__file__).parents[3] / "shared" / "data")
 DATA = ALL / "captioned_images_emoji_zh"

@@ -11,10 +11,11 @@ from PIL import Image
 from fsb_jax import checkpoints, cli, models
 from fsb_jax.errors import Stopped, UserError
 from fsb_jax.models import lora
+from fsb_jax.training.drawing import side_by_side
 from fsb_jax.training.images import ImageLoader
 from fsb_jax.training.levers import Levers
 from fsb_jax.training.loop import Periods
-from fsb_jax.training.train_diffusion import Factors, Noise, side_by_side
+from fsb_jax.training.train_diffusion import Factors, Noise
 
 
 @pytest.fixture(scope="module")
