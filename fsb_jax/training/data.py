@@ -33,6 +33,7 @@ class Loader:
     num_examples: how many examples the split has.
     batch_size: examples in a batch, over all hosts.
     buckets: the lengths that batches may have, ascending.
+    question: what is asked about the examples, and how answers are scored.
     waited: seconds that whoever takes the batches has waited for them so far.
   """
 
@@ -96,7 +97,8 @@ class Loader:
       task_name, split, tokenizer, max_length, seed=seed, by_rates=shuffle, data_dir=data_dir,
       mixture_rate=mixture_rate, view=view, max_examples=max_examples, cache_dir=cache_dir,
     )
-    question, lengths = self._examples.question, self._examples.tokens.lengths
+    self.question = question = self._examples.question
+    lengths = self._examples.tokens.lengths
     self.head, self.label_names, self.label_slice = question.head, question.label_names, question.label_slice
     self.objective = question.objective
     self.num_examples = len(lengths)
@@ -116,7 +118,7 @@ class Loader:
       self.batch_size, self._shuffle, self._padding, self._padding_side,
     )
     found = hashlib.sha256(repr(settings).encode())
-    arrays = {"lengths": examples.tokens.lengths, **examples.tokens.features, **examples.question.arrays()}
+    arrays = {"lengths": examples.tokens.lengths, **examples.tokens.features, **self.question.arrays()}
     for name, array in arrays.items():
       found.update(f"{name} {array.dtype} {array.shape}".encode())
       found.update(np.ascontiguousarray(array))
@@ -135,13 +137,12 @@ class Loader:
 
   def options(self, index: int) -> Sequence[str]:
     """The answers that an example may have, in words, in the order of `label_slice`."""
-    return self._examples.question.options(index)
+    return self.question.options(index)
 
   @property
   def items(self) -> Sequence[Mapping] | None:
     """With the view unimc what each example was encoded from, see `encodings.encode_unimc`; None without."""
-    question = self._examples.question
-    return question.items if isinstance(question, Options) else None
+    return self.question.items if isinstance(self.question, Options) else None
 
   def steps_per_epoch(self) -> int:
     """Number of batches in an epoch; it is the same in every epoch."""
@@ -213,10 +214,9 @@ class Loader:
     example_ids = planned[self._rows]
     filling = example_ids == FILLING
     rows = np.where(filling, planned[0], example_ids)
-    question = self._examples.question
-    padding = {name: {**self._padding, **question.padding}[name] for name in question.features}
+    padding = {name: {**self._padding, **self.question.padding}[name] for name in self.question.features}
     batch = self._examples.tokens.padded(rows, length, padding, self._padding_side)
-    batch = question.ask(batch, rows, epoch if self._shuffle else 0)
+    batch = self.question.ask(batch, rows, epoch if self._shuffle else 0)
     batch["labels"][filling] = IGNORED
     return {**batch, "weights": (~filling).astype(np.float32), "example_ids": example_ids}
 

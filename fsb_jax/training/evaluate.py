@@ -44,47 +44,28 @@ def scored_batches(
     check()
 
 
-def default_metric(objective: str) -> str:
-  """What makes a step the best one where nothing else is asked for."""
-  return "loss" if objective == "masked_lm" else "accuracy"
-
-
 def evaluate_split(
   loader: Loader, step: Callable, params: Any, partitioner: Partitioner, check: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
-  """The scores of a split, every example counted once.
+  """The scores of a split, every example counted once: `loss`, those of its question, and `examples`, their number.
 
-  Returns:
-    `loss`, `accuracy`, `examples`; for classes also `majority_baseline`, what always answering the most common label
-    would get; for a language model `perplexity` and `masked_tokens`, over which the others are taken.
+  Raises:
+    UserError: the right answers are not known, or the loss is no number.
   """
+  if not loader.question.answered:
+    raise UserError("this split is published without labels, so it cannot be scored; fsb infer writes predictions")
   sums: dict[str, float] = {}
   weights: dict[str, float] = {}
-  targets, predictions, examples = [], [], 0
+  results = []
   for result in scored_batches(loader, step, params, partitioner, check):
     for name, value in result["sums"].items():
       sums[name] = sums.get(name, 0.0) + float(value)
       weights[name] = weights.get(name, 0.0) + float(result["term_weights"][name])
-    labels = result["labels"]
-    examples += len(labels)
-    if labels.ndim == 1 and (labels < 0).any():
-      raise UserError("this split is published without labels, so it cannot be scored; fsb infer writes predictions")
-    if "predictions" in result:
-      predicted = result["predictions"]
-    else:
-      predicted = tasks.predicted_labels(result["logits"], loader.label_slice)
-    targets.append(labels[labels >= 0])
-    predictions.append(predicted[labels >= 0])
-  targets, predictions = np.concatenate(targets), np.concatenate(predictions)
+    results.append(result)
   loss = sum(value / max(weights[name], 1) for name, value in sums.items())
   if not np.isfinite(loss):
     raise UserError(f"the loss of this split is {loss}: the model's parameters or its inputs are broken")
-  metrics = {"loss": loss, **tasks.accuracy(targets, predictions)}
-  if loader.objective == "masked_lm":
-    metrics |= {"perplexity": float(np.exp(loss)), "masked_tokens": len(targets)}
-  else:
-    metrics["majority_baseline"] = float(np.bincount(targets).max() / len(targets))
-  return {**metrics, "examples": examples}
+  return {"loss": loss, "examples": loader.num_examples, **loader.question.scores(results, loss)}
 
 
 def longest_row(feature_lengths: Mapping[str, int]) -> int:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from fsb_jax import tasks
-from fsb_jax.encodings import asked_positions, mask_words
 from fsb_jax.errors import UserError
 from fsb_jax.training.batching import spread
-from fsb_jax.training.options import VIEW, Options, encode_options, options_of
+from fsb_jax.training.options import VIEW, encode_options, options_of
+from fsb_jax.training.questions import Classes, HiddenWords, Question
 
 _ENCODED_AT_ONCE = 8192  # documents and examples; their raw text is held no longer than that
 
@@ -53,80 +53,6 @@ class Ragged:
     return arrays
 
 
-@dataclasses.dataclass(frozen=True)
-class Classes:
-  """Asks for the class of each text.
-
-  Attributes:
-    labels: int32 `[examples]`, -1 in a split without labels.
-    label_names: names of the head's outputs.
-    label_slice: `(start, stop)`, the task's own outputs among them.
-  """
-
-  labels: np.ndarray
-  label_names: tuple[str, ...]
-  label_slice: tuple[int, int]
-
-  head = "sequence_classification"
-  objective = "sequence_classification"
-  features = ("input_ids", "token_type_ids")
-  padding = {}
-
-  def arrays(self) -> dict[str, np.ndarray]:
-    """What decides the answers."""
-    return {"labels": self.labels}
-
-  def options(self, example: int) -> Sequence[str]:
-    """The names of the task's labels."""
-    del example
-    return self.label_names[slice(*self.label_slice)]
-
-  def ask(self, batch: dict[str, np.ndarray], rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
-    """The batch of these examples with `labels` `[rows]`."""
-    del epoch
-    return {**batch, "labels": self.labels[rows]}
-
-
-@dataclasses.dataclass(frozen=True)
-class HiddenWords:
-  """Hides words and asks for them; other ones in every epoch.
-
-  Attributes:
-    seed: of what is hidden.
-    mask_id: id of the mask token.
-    replacements: ids that may stand in a token's place.
-  """
-
-  seed: int
-  mask_id: int
-  replacements: np.ndarray
-
-  head = "masked_lm"
-  objective = "masked_lm"
-  features = ("input_ids", "token_type_ids", "word_ids")
-  padding = {}
-  label_names = ()
-  label_slice = (0, 0)
-
-  def arrays(self) -> dict[str, np.ndarray]:
-    """What decides the answers, with the seed."""
-    return {"mask_id": np.array(self.mask_id), "replacements": self.replacements}
-
-  def ask(self, batch: dict[str, np.ndarray], rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
-    """The batch of these examples with words hidden, `masked_lm_positions` and their `labels` `[rows, asked]`."""
-    batch = dict(batch)
-    word_ids = batch.pop("word_ids")
-    hidden = [
-      mask_words(
-        *row, seed=self.seed, epoch=epoch, example=int(index), mask_id=self.mask_id, replacements=self.replacements
-      )
-      for index, *row in zip(rows, batch["input_ids"], word_ids)
-    ]
-    batch["input_ids"], labels = map(np.stack, zip(*hidden))
-    batch["masked_lm_positions"], batch["labels"] = asked_positions(labels)
-    return batch
-
-
 # The heads whose tasks are served, by view.
 _HEADS = {
   None: (Classes.head, HiddenWords.head),
@@ -149,7 +75,7 @@ class Examples:
   """
 
   tokens: Ragged
-  question: Classes | HiddenWords | Options
+  question: Question
   fields: list[Fields]
   sizes: tuple[int, ...]
   counts: tuple[int, ...]

@@ -106,13 +106,11 @@ class Objective:
 
   Attributes:
     terms: what it is the sum of.
-    logits: (outputs, batch) -> what a row is answered with, `[batch, ..., classes]`.
-    labels: name of the batch's right answers, int `[batch, ...]`.
+    answers: (outputs, batch) -> what rows are answered with and what is right, by name, `[batch, ...]` each.
   """
 
   terms: tuple[ClassTerm | Term, ...]
-  logits: Callable[[Any, Batch], jax.Array] = lambda outputs, batch: outputs.logits
-  labels: str = "labels"
+  answers: Callable[[Any, Batch], Terms] = lambda outputs, batch: chosen(outputs.logits, batch["labels"])
 
   @property
   def classifies(self) -> bool:
@@ -140,6 +138,14 @@ class Objective:
   def _mean(self, sums: Terms, batch: Batch, weights: Terms | None) -> jax.Array:
     weights = self.weights(batch) if weights is None else weights
     return sum(value / jnp.maximum(weights[name], 1) for name, value in sums.items())
+
+
+def chosen(logits: jax.Array, labels: jax.Array) -> Terms:
+  """Classes as answers: `labels`, and `logits`, or `predictions` (their argmax) where a row has several labels.
+
+  A vocabulary's scores at many places would be too much to hand to the host.
+  """
+  return {**({"predictions": jnp.argmax(logits, -1)} if labels.ndim > 1 else {"logits": logits}), "labels": labels}
 
 
 def _option_logits(outputs: Any, batch: Batch) -> jax.Array:
@@ -284,8 +290,7 @@ OBJECTIVES: dict[str, Objective] = {
       ClassTerm("masked_lm", lambda outputs: outputs.logits, _label("labels")),
       Term("options", _option_losses, lambda batch: batch["option_label"] >= 0),
     ),
-    logits=_option_logits,
-    labels="option_label",
+    answers=lambda outputs, batch: chosen(_option_logits(outputs, batch), batch["option_label"]),
   ),
   "tcbert": Objective(
     (

@@ -17,6 +17,7 @@ from fsb_jax.encodings import (
   only_asked_unimc,
 )
 from fsb_jax.errors import UserError
+from fsb_jax.training.questions import Results, scores_of_choices
 
 VIEW = "unimc"
 # The largest share of a text that is hidden; one row in millions hides so many standard deviations more.
@@ -54,6 +55,12 @@ class Options:
   features = ("input_ids", "token_type_ids", "position_ids", "labels")
   padding = {"position_ids": 0, "labels": IGNORED}
   label_names = ()
+  best_in = "accuracy"
+
+  @property
+  def answered(self) -> bool:
+    """Whether the right options are known."""
+    return bool((self.right >= 0).all())
 
   @property
   def label_slice(self) -> tuple[int, int]:
@@ -68,6 +75,11 @@ class Options:
   def options(self, example: int) -> Sequence[str]:
     """The options in words."""
     return self.items[example]["choice"]
+
+  def scores(self, results: Results, loss: float) -> dict[str, float]:
+    """See `scores_of_choices`."""
+    del loss
+    return scores_of_choices(results, self.label_slice)
 
   def ask(self, batch: dict[str, np.ndarray], rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
     """The batch of these examples as `encodings.only_asked_unimc` gives it.

@@ -274,22 +274,17 @@ def eval_step(model: nn.Module, objective: Objective) -> Callable[[Any, Batch], 
   """Makes the function that scores a batch.
 
   Returns:
-    (params, batch) -> `logits`, or `predictions` (their argmax) where a row has several labels; the loss's `sums` and
-    `term_weights` by term; and the batch's own `labels`, `weights` and `example_ids`, so that every host sees all rows.
-    What logits and labels are says the objective.
+    (params, batch) -> the objective's `answers`; the loss's `sums` and `term_weights` by term; and the batch's own
+    `weights` and `example_ids`, so that every host sees all rows.
   """
 
   def step(params, batch):
     inputs = {name: batch[name] for name in models.input_names(model) if name in batch}
     outputs = model.apply({"params": params}, **inputs)
-    logits, labels = objective.logits(outputs, batch), batch[objective.labels]
-    # A vocabulary's scores would be too much to hand to the host.
-    several = labels.ndim > 1
     return {
-      **({"predictions": jnp.argmax(logits, -1)} if several else {"logits": logits}),
+      **objective.answers(outputs, batch),
       "sums": objective.sums(outputs, batch),
       "term_weights": objective.weights(batch),
-      "labels": labels,
       **{name: batch[name] for name in ("weights", "example_ids")},
     }
 

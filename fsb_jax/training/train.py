@@ -175,7 +175,7 @@ def train(
     require_room(folder, boxed)
     rows = read_metrics(folder / "metrics.jsonl", first_step)
     scores = Scores(
-      best_metric or evaluation.default_metric(loader.objective),
+      best_metric or loader.question.best_in,
       [_scores_of(row) for row in rows if row["kind"] == KIND],
     )
     multihost.barrier("metrics read")

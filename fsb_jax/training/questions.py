@@ -1,0 +1,154 @@
+"""What each kind of task asks of a model about its examples, and how the answers are scored."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from fsb_jax.encodings import asked_positions, mask_words
+from fsb_jax.tasks.metrics import accuracy, majority_baseline, predicted_labels
+
+# The results of `evaluate.scored_batches`.
+Results = Sequence[Mapping[str, np.ndarray]]
+
+
+class Question(Protocol):
+  """A kind of question.
+
+  Attributes:
+    head: of the model that answers.
+    objective: that trains it, one of `losses.OBJECTIVES`.
+    features: of the rows that it reads.
+    padding: of those where it is not the tokenizer's.
+    label_names: names of the head's outputs; none where they are not labels.
+    label_slice: `(start, stop)`, the task's own outputs among them.
+    best_in: the score that a step is best in, where nothing else is asked for.
+    answered: whether the right answers are known.
+  """
+
+  head: str
+  objective: str
+  features: tuple[str, ...]
+  padding: Mapping[str, int]
+  label_names: tuple[str, ...]
+  label_slice: tuple[int, int]
+  best_in: str
+  answered: bool
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """What decides the answers."""
+
+  def ask(self, batch: dict[str, np.ndarray], rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
+    """The batch of these rows with what else the model reads, and the right answers as `labels`."""
+
+  def scores(self, results: Results, loss: float) -> dict[str, float]:
+    """The scores of all rows of a split, each in one of the results; `loss` is that of all of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+  """Asks for the class of each text.
+
+  Attributes:
+    labels: int32 `[examples]`, -1 in a split without labels.
+    label_names: see `Question`.
+    label_slice: see `Question`.
+  """
+
+  labels: np.ndarray
+  label_names: tuple[str, ...]
+  label_slice: tuple[int, int]
+
+  head = "sequence_classification"
+  objective = "sequence_classification"
+  features = ("input_ids", "token_type_ids")
+  padding = {}
+  best_in = "accuracy"
+
+  @property
+  def answered(self) -> bool:
+    """See `Question`."""
+    return bool((self.labels >= 0).all())
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """See `Question`."""
+    return {"labels": self.labels}
+
+  def options(self, example: int) -> Sequence[str]:
+    """The names of the task's labels."""
+    del example
+    return self.label_names[slice(*self.label_slice)]
+
+  def ask(self, batch: dict[str, np.ndarray], rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
+    """The batch of these examples with `labels` `[rows]`."""
+    del epoch
+    return {**batch, "labels": self.labels[rows]}
+
+  def scores(self, results: Results, loss: float) -> dict[str, float]:
+    """See `scores_of_choices`."""
+    del loss
+    return scores_of_choices(results, self.label_slice)
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenWords:
+  """Hides words and asks for them; other ones in every epoch.
+
+  Attributes:
+    seed: of what is hidden.
+    mask_id: id of the mask token.
+    replacements: ids that may stand in a token's place.
+  """
+
+  seed: int
+  mask_id: int
+  replacements: np.ndarray
+
+  head = "masked_lm"
+  objective = "masked_lm"
+  features = ("input_ids", "token_type_ids", "word_ids")
+  padding = {}
+  label_names = ()
+  label_slice = (0, 0)
+  best_in = "loss"
+  answered = True
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """See `Question`; the seed decides too."""
+    return {"mask_id": np.array(self.mask_id), "replacements": self.replacements}
+
+  def ask(self, batch: dict[str, np.ndarray], rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
+    """The batch of these examples with words hidden, `masked_lm_positions` and their `labels` `[rows, asked]`."""
+    batch = dict(batch)
+    word_ids = batch.pop("word_ids")
+    hidden = [
+      mask_words(
+        *row, seed=self.seed, epoch=epoch, example=int(index), mask_id=self.mask_id, replacements=self.replacements
+      )
+      for index, *row in zip(rows, batch["input_ids"], word_ids)
+    ]
+    batch["input_ids"], labels = map(np.stack, zip(*hidden))
+    batch["masked_lm_positions"], batch["labels"] = asked_positions(labels)
+    return batch
+
+  def scores(self, results: Results, loss: float) -> dict[str, float]:
+    """`accuracy` over the hidden words, `perplexity`, and how many were hidden, `masked_tokens`."""
+    asked = [result["labels"] >= 0 for result in results]
+    targets = np.concatenate([result["labels"][each] for result, each in zip(results, asked)])
+    predictions = np.concatenate([result["predictions"][each] for result, each in zip(results, asked)])
+    return {
+      **accuracy(targets, predictions), "perplexity": float(np.exp(loss)), "masked_tokens": len(targets)
+    }  # fmt: skip
+
+
+def scores_of_choices(results: Results, label_slice: tuple[int, int]) -> dict[str, float]:
+  """The `accuracy` of choices, and `majority_baseline`, what always choosing the most common one would get.
+
+  Args:
+    results: with `logits` `[rows, choices]` and `labels` `[rows]`.
+    label_slice: `(start, stop)`, the task's own choices among them.
+  """
+  labels = np.concatenate([result["labels"] for result in results])
+  predictions = np.concatenate([predicted_labels(result["logits"], label_slice) for result in results])
+  return {**accuracy(labels, predictions), "majority_baseline": majority_baseline(labels)}
