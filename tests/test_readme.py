@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tiny_diffusion
 import torch
 import transformers
 
@@ -63,6 +64,9 @@ def place(tmp_path, monkeypatch):
       vocab_size=len(tokenizer), bos_token_id=2, eos_token_id=3, pad_token_id=0, **fields
     )
     getattr(transformers, architecture)(config).save_pretrained(folder)
+  text_encoder, tokenizer = tiny_diffusion.bert_reader(tmp_path / "reader")
+  drawing = tmp_path / "IDEA-CCNL" / "Taiyi-Stable-Diffusion-1B-Chinese-v0.1"
+  tiny_diffusion.save_pipeline(drawing, tiny_diffusion.tiny_unet(), text_encoder, tokenizer)
   rows = [{"label": "108", "label_desc": "news_edu", "sentence": text, "keywords": ""} for text in TEXTS] * 4
   data = tmp_path / "data" / "tnews"
   data.mkdir(parents=True)
@@ -95,6 +99,7 @@ def test_commands(name, place, monkeypatch, capsys):
       assert not stop.code, (line, capsys.readouterr().err)
   printed = capsys.readouterr().out
   assert '"label": "news_' in printed and "tnews validation: accuracy" in printed and "the same numbers" in printed
+  assert [path.suffix for path in (place / "drawings").iterdir()] == [".png"]
   assert len((place / "runs" / "tnews.jsonl").read_text(encoding="utf-8").splitlines()) == 12
   theirs = transformers.BertForSequenceClassification.from_pretrained(place / "runs" / "tnews-hub")
   assert theirs.config.num_labels == 15
