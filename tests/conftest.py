@@ -12,6 +12,8 @@ if not os.environ.get("FSB_OPTIMISED_TESTS"):
   _FLAGS += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests run side by side, on tensors too small to share: threads of PyTorch would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 
 

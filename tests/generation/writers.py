@@ -89,6 +89,9 @@ def is_close_call(chosen: Writer, ids, mask, **options) -> bool:
 @functools.cache
 def _in_float64(chosen: Writer) -> torch.nn.Module:
   wide = type(chosen.theirs)(chosen.theirs.config).double().eval()
+  if chosen.theirs.config.model_type == "llama":
+    # Its own softmax is in float32, where float64's mask is infinite and rows of padding are no numbers.
+    wide.set_attn_implementation("sdpa")
   wide.load_state_dict(chosen.theirs.state_dict())
   wide.generation_config = chosen.theirs.generation_config
   return wide
