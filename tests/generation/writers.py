@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -97,9 +98,10 @@ def _in_float64(chosen: Writer) -> torch.nn.Module:
   return wide
 
 
-def after_the_end_alike(sequences: np.ndarray, start: int) -> np.ndarray:
+def after_the_end_alike(sequences: np.ndarray, start: int, ends: Sequence[int] = (EOS,)) -> np.ndarray:
   """Sequences with padding after the first end from `start` on: transformers 5 fills beams up with ends."""
   sequences = sequences.copy()
-  ended = np.cumsum(sequences[:, start:] == EOS, axis=1) - (sequences[:, start:] == EOS) > 0
+  is_end = np.isin(sequences[:, start:], ends)
+  ended = np.cumsum(is_end, axis=1) - is_end > 0
   sequences[:, start:][ended] = PAD
   return sequences
