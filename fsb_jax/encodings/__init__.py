@@ -18,7 +18,16 @@ from fsb_jax.encodings.masking import IGNORED, asked_positions, mask_words
 from fsb_jax.encodings.ngrams import NgramForm, NgramLexicon, encode_ngrams, read_ngrams
 from fsb_jax.encodings.pairs import cut_pairs, encode_bare, encode_pairs
 from fsb_jax.encodings.shifting import shift_right
-from fsb_jax.encodings.spans import Answer, answer_positions, best_answers, encode_windows, no_answer_score
+from fsb_jax.encodings.spans import (
+  NO_ANSWER,
+  WINDOW_STRIDE,
+  Answer,
+  answer_positions,
+  best_answers,
+  encode_windows,
+  no_answer_score,
+  rated_answers,
+)
 from fsb_jax.encodings.streaming import StreamingDetokenizer
 from fsb_jax.encodings.tagging import (
   Entity,
@@ -51,7 +60,9 @@ from fsb_jax.encodings.unimc import (
 __all__ = [
   "CLUE_FORMS",
   "IGNORED",
+  "NO_ANSWER",
   "TEMPLATES",
+  "WINDOW_STRIDE",
   "Answer",
   "Entity",
   "ImageForm",
@@ -109,6 +120,7 @@ __all__ = [
   "own_conversation_prompt",
   "pad_uniex",
   "pair_labels",
+  "rated_answers",
   "read_ngrams",
   "relation_scores",
   "require_unimc",
