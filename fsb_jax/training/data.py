@@ -54,6 +54,7 @@ class Loader:
     view: str | None = None,
     max_examples: int | None = None,
     cache_dir: str | None = None,
+    head: str | None = None,
   ):
     """Reads and tokenises the split.
 
@@ -74,6 +75,7 @@ class Loader:
       view: "unimc" asks a classification or multiple choice as a question with options, see `options`; None as it is.
       max_examples: take so many of each task at most, see `batching.spread`.
       cache_dir: take the tokens from there, where `tasks.caching.cache_task` put them; None reads the files.
+      head: that answers, where a task may be for several: the taggers; None is the usual one.
 
     Raises:
       UserError: an argument does not fit, or the task's files are missing or malformed.
@@ -95,7 +97,7 @@ class Loader:
     self._padding_side = tokenizer.padding_side
     self._examples = read_examples(
       task_name, split, tokenizer, max_length, seed=seed, by_rates=shuffle, data_dir=data_dir,
-      mixture_rate=mixture_rate, view=view, max_examples=max_examples, cache_dir=cache_dir,
+      mixture_rate=mixture_rate, view=view, max_examples=max_examples, cache_dir=cache_dir, head=head,
     )
     self.question = question = self._examples.question
     lengths = self._examples.tokens.lengths
@@ -217,7 +219,8 @@ class Loader:
     padding = {name: {**self._padding, **self.question.padding}[name] for name in self.question.features}
     batch = self._examples.tokens.padded(rows, length, padding, self._padding_side)
     batch = self.question.ask(batch, rows, epoch if self._shuffle else 0)
-    batch["labels"][filling] = IGNORED
+    if "labels" in batch:
+      batch["labels"][filling] = IGNORED
     return {**batch, "weights": (~filling).astype(np.float32), "example_ids": example_ids}
 
   def _require_step(self, epoch: int, step: int, last: int) -> None:

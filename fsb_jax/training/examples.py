@@ -11,6 +11,7 @@ import numpy as np
 
 from fsb_jax import tasks
 from fsb_jax.errors import UserError
+from fsb_jax.tasks.kinds import Kind
 from fsb_jax.training.batching import spread
 from fsb_jax.training.options import VIEW, encode_options, options_of
 from fsb_jax.training.questions import Classes, HiddenWords, Question
@@ -53,9 +54,12 @@ class Ragged:
     return arrays
 
 
+# What is asked straight of a task's texts, by view or else by kind: the rows of a split, as
+# `(task, split, tokenizer, max_length)` gives them by column, and the question about the rows of all members.
+_ASKED = {VIEW: (encode_options, options_of)}
 # The heads whose tasks are served, by view.
 _HEADS = {
-  None: (Classes.head, HiddenWords.head),
+  None: (Classes.head, HiddenWords.head, *(kind.head for kind in _ASKED if kind != VIEW)),
   VIEW: (Classes.head, HiddenWords.head, "multiple_choice"),
 }
 Fields = Callable[[], list[dict] | None]
@@ -84,7 +88,7 @@ class Examples:
 def read_examples(
   task_name: str, split: str, tokenizer, max_length: int, *, seed: int, by_rates: bool, data_dir: str | None,
   mixture_rate: Callable[..., float] | None = None, view: str | None = None, max_examples: int | None = None,
-  cache_dir: str | None = None,
+  cache_dir: str | None = None, head: str | None = None,
 ) -> Examples:
   """Reads and tokenises a split of a task or mixture.
 
@@ -100,19 +104,23 @@ def read_examples(
     view: see `Loader`.
     max_examples: see `Loader`.
     cache_dir: see `Loader`.
+    head: see `Loader`.
 
   Raises:
-    UserError: there is no such task or split, or its files are missing or malformed.
+    UserError: there is no such task or split, the head is not for it, or its files are missing or malformed.
   """
   if view not in _HEADS:
     raise UserError(f"unknown VIEW {view!r}; known: {VIEW!r}, or None for the task as it is")
   if view and cache_dir:
     raise UserError(f"VIEW {view!r} reads texts, which CACHE_DIR {cache_dir} does not hold; set one of the two to None")
   provider, members = _seqio_members(task_name, split, tokenizer, data_dir, view)
+  encode, question_of = _ASKED.get(view or _kind(members[0]), (None, None))
+  if encode and cache_dir:
+    raise UserError(f"task {task_name} is read as text, which CACHE_DIR {cache_dir} does not hold; set it to None")
   columns, fields = [], []
   for task in members:
-    if view:
-      encoded = encode_options(task, split, tokenizer, max_length)
+    if encode:
+      encoded = encode(task, split, tokenizer, max_length)
       published = functools.partial(task.source.fields, split)
     else:
       encoded, published = _encode(task, split, tokenizer, max_length, data_dir, cache_dir)
@@ -124,13 +132,15 @@ def read_examples(
       published = functools.cache(functools.partial(_some_of, published, kept))
     columns.append(encoded)
     fields.append(published)
-  if view:
+  if question_of:
     rows = {name: [row for each in columns for row in each[name]] for name in columns[0]}
-    question = options_of(rows, tokenizer, seed=seed, hides=by_rates)
+    question = question_of(rows, tokenizer, seed=seed, training=by_rates, head=head)
   elif "label" in columns[0]:
     question = Classes(np.concatenate([each["label"] for each in columns]), *_labels(task_name, members))
   else:
     question = _hidden_words(task_name, tokenizer, seed)
+  if head not in (None, question.head):
+    raise UserError(f"a {head} head is not for task {task_name}, which trains a {question.head} head; set HEAD to None")
   counts = sizes = [len(each["input_ids"]) for each in columns]
   if by_rates and len(members) > 1:
     rates = np.array([_rate(provider, task, split, mixture_rate) for task in members], np.float64)
@@ -142,6 +152,11 @@ def read_examples(
     sizes=tuple(sizes),
     counts=tuple(counts),
   )
+
+
+def _kind(task) -> Kind | None:
+  """The kind of a task of ours that is no classification or plain text."""
+  return getattr(task.source, "kind", None)
 
 
 def _rate(provider, task, split: str, mixture_rate: Callable[..., float] | None) -> float:
@@ -189,7 +204,11 @@ def _seqio_members(task_name: str, split: str, tokenizer, data_dir: str | None, 
   members = [task for task in every if split in task.splits]
   if not members:
     raise UserError(f"Task {task_name} has no split {split!r}; its splits are {', '.join(sorted(provider.splits))}.")
+  if len({_kind(task) for task in members}) > 1:
+    raise UserError(f"The tasks of {task_name} are of several kinds, which no one head can serve.")
   for task in members:
+    if _kind(task) in _ASKED:
+      continue
     if "input_ids" not in task.output_features or len({"label", "word_ids"} & set(task.output_features)) != 1:
       raise UserError(
         f"Task {task.name} gives the features {', '.join(task.output_features)}; the loader needs input_ids, and label "
