@@ -89,13 +89,11 @@ def task_names(task: str) -> tuple[str, ...]:
 
 
 def load_for_use(model: str | Path, partitioner: Partitioner, dtype: str, tokenizer: Any) -> tuple[Start, Any]:
-  """A trained classifier and its parameters on the mesh."""
+  """A trained model and its parameters on the mesh."""
   run = models.Run(dtype=dtype, vocab_multiple=partitioner.vocab_multiple)
   start = start_from(
     checkpoint=model, model=None, tokenizer=find_tokenizer(tokenizer, model), head=None, label_names=None, run=run
   )
-  if start.metadata.head not in ("sequence_classification", "masked_lm"):
-    raise UserError(f"{model} has a {start.metadata.head} head; fsb eval scores classifiers and language models")
   boxed = models.abstract_params(start.model)
   partitioner.validate(boxed)
   return start, partitioner.put(start.params, partitioner.shardings(boxed))
@@ -137,11 +135,9 @@ def task_loader(task: str, split: str, start: Start, partitioner: Partitioner, *
   multihost.require_equal(f"examples of {task} {split}", loader.digest)
   require_positions(start.config, loader.buckets[-1])
   if loader.head != start.metadata.head:
-    raise UserError(
-      f"the model has a {start.metadata.head} head, but task {task} is for {loader.head}; VIEW='unimc' asks "
-      "classes of a masked_lm"
-    )
-  if loader.head == "masked_lm":
+    also = "; VIEW='unimc' asks classes of a masked_lm" if start.metadata.head == "masked_lm" else ""
+    raise UserError(f"the model has a {start.metadata.head} head, but task {task} is for {loader.head}{also}")
+  if not loader.label_names:
     return loader
   if len(loader.label_names) != start.metadata.num_labels:
     raise UserError(
@@ -225,6 +221,11 @@ def describe(what: str, metrics: Mapping[str, float]) -> str:
   """One line for people."""
   if "perplexity" in metrics:
     beside = f"perplexity {metrics['perplexity']:.2f}, {int(metrics['masked_tokens']):,} masked tokens"
+  elif "exact_match" in metrics:
+    return (
+      f"{what}: exact match {metrics['exact_match']:.4f}, F1 {metrics['f1']:.4f}, loss {metrics['loss']:.4f}, "
+      f"{int(metrics['examples']):,} questions"
+    )
   else:
     beside = f"always the most common label: {metrics['majority_baseline']:.4f}"
   return (
