@@ -20,16 +20,16 @@ from fsb_jax.training.infer import infer
 from fsb_jax.training.loop import Periods
 
 ASKED, TOLD, OTHER = "猫狗鸟鱼马", "一二三四五六七八九十", "天地人你我他在有的"
-LENGTHS = {"inputs": 96}
+LENGTH = 80
 
 
-def passages(random, answers=1, count=5):
+def passages(random, answers=1, count=3):
   """Questions in SQuAD's form: which numbers stand behind the animal that is asked for."""
   data = []
   for number in range(count):
     text, told = "", {}
     for sign in random.permutation(list(ASKED)[:3]):
-      text += "".join(random.choice(list(OTHER), random.integers(4, 60)))
+      text += "".join(random.choice(list(OTHER), random.integers(4, 40)))
       told[sign] = "".join(random.choice(list(TOLD), random.integers(1, 4)))
       start = len(text) + 1
       text += f"{sign}{told[sign]}。"
@@ -61,8 +61,8 @@ def tokenizer(tmp_path_factory):
 
 
 def loader_of(data, tokenizer, split="train", **options):
-  arguments = {"shuffle": split == "train", "buckets": (96,), **options}
-  return Loader("cmrc2018", split, tokenizer, 96, 4, data_dir=data, **arguments)
+  arguments = {"shuffle": split == "train", "buckets": (LENGTH,), **options}
+  return Loader("cmrc2018", split, tokenizer, LENGTH, 4, data_dir=data, **arguments)
 
 
 def questions_of(data, name):
@@ -83,12 +83,12 @@ def test_every_window_says_where_its_answer_is(data, tokenizer, side):
   finally:
     tokenizer.padding_side = "right"
   windows = encodings.encode_windows(
-    tokenizer, [each["question"] for _, each in asked], [text for text, _ in asked], max_length=96, stride=128
+    tokenizer, [each["question"] for _, each in asked], [text for text, _ in asked], max_length=LENGTH, stride=128
   )
-  assert loader.num_examples == len(asked) == 12 < len(windows["example"])
+  assert loader.num_examples == len(asked) == 7 < len(windows["example"])
   assert (loader.head, loader.objective, loader.question.best_in) == ("question_answering", "question_answering", "f1")
-  assert [loader.raw(i)["id"] for i in range(12)] == [each["id"] for _, each in asked]
-  rows, found, held = set(), set(), [0] * 12
+  assert [loader.raw(i)["id"] for i in range(7)] == [each["id"] for _, each in asked]
+  rows, found, held = set(), set(), [0] * 7
   for batch in batches:
     for i in np.flatnonzero(batch["weights"]):
       row, mask = int(batch["example_ids"][i]), batch["attention_mask"][i] > 0
@@ -103,13 +103,13 @@ def test_every_window_says_where_its_answer_is(data, tokenizer, side):
       assert said in ("[CLS]", each["answers"][0]["text"])
   assert rows == set(range(len(windows["example"]))) and "[CLS]" in found
   # Numbers cut by a window's end are in none of them.
-  assert sum(held) >= 10 and max(held) == 1
+  assert sum(held) >= 5 and max(held) == 1
 
 
 def test_parts_are_of_whole_questions(data, tokenizer):
-  whole, part = (loader_of(data, tokenizer, "validation", max_examples=most) for most in (None, 5))
-  kept = [0, 2, 4, 7, 9]
-  assert part.num_examples == 5 and [part.raw(i) for i in range(5)] == [whole.raw(i) for i in kept]
+  whole, part = (loader_of(data, tokenizer, "validation", max_examples=most) for most in (None, 4))
+  kept = [0, 1, 3, 5]
+  assert part.num_examples == 4 and [part.raw(i) for i in range(4)] == [whole.raw(i) for i in kept]
   expected = [row for i in kept for row in np.flatnonzero(_examples(whole) == i)]
   batches = {int(row): batch["input_ids"][i] for batch in whole.batches(0) for i, row in enumerate(batch["example_ids"])}
   for batch in part.batches(0):
@@ -130,7 +130,7 @@ def test_all_windows_of_a_question_answer_it_once(data, tokenizer):
   question, lengths = loader.question, [len(offsets) for offsets in loader.question.offsets]
   logits = [random.normal(size=(2, length)) for length in lengths]
   order, results = random.permutation(len(lengths)), []
-  for rows in np.split(order, [3, 7]):
+  for rows in np.split(order, [3, 5]):
     width = max(lengths[row] for row in rows) + 2
     result = {name: np.full((len(rows), width), 9.0) for name in ("start_logits", "end_logits")}
     result |= {"attention_mask": np.zeros((len(rows), width), int), "example_ids": rows}
@@ -153,7 +153,7 @@ def test_all_windows_of_a_question_answer_it_once(data, tokenizer):
 def finished(data, tokenizer, tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs") / "reading"
   metrics = run(
-    folder, "cmrc2018", tokenizer, 60, data_dir=str(data), feature_lengths=LENGTHS, buckets=(96,), batch_size=16,
+    folder, "cmrc2018", tokenizer, 60, dropout_rate=0.0, data_dir=str(data), feature_lengths={"inputs": LENGTH}, buckets=(LENGTH,), batch_size=12,
     periods=Periods(log=20), mesh=make_mesh(devices=jax.devices()[:1]),
   )  # fmt: skip
   return folder, metrics
@@ -161,7 +161,7 @@ def finished(data, tokenizer, tmp_path_factory):
 
 def test_it_learns_to_answer(finished):
   _, metrics = finished
-  assert metrics["examples"] == 12 and metrics["exact_match"] == metrics["f1"] == 1.0
+  assert metrics["examples"] == 7 and metrics["exact_match"] == metrics["f1"] == 1.0
   assert describe("cmrc2018 validation", metrics).startswith(
     "cmrc2018 validation: exact match 1.0000, F1 1.0000, loss 0."
   )
