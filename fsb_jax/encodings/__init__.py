@@ -29,9 +29,12 @@ from fsb_jax.encodings.spans import (
   rated_answers,
 )
 from fsb_jax.encodings.streaming import StreamingDetokenizer
+from fsb_jax.encodings.taggers import TAGGERS, Tagger
 from fsb_jax.encodings.tagging import (
+  MAX_WIDTH,
   Entity,
   encode_characters,
+  entities_of_chunks,
   entities_of_pairs,
   entities_of_spans,
   entities_of_tags,
@@ -60,7 +63,9 @@ from fsb_jax.encodings.unimc import (
 __all__ = [
   "CLUE_FORMS",
   "IGNORED",
+  "MAX_WIDTH",
   "NO_ANSWER",
+  "TAGGERS",
   "TEMPLATES",
   "WINDOW_STRIDE",
   "Answer",
@@ -70,6 +75,7 @@ __all__ = [
   "NgramLexicon",
   "Prompt",
   "StreamingDetokenizer",
+  "Tagger",
   "Template",
   "answer_positions",
   "answers_unimc",
@@ -102,6 +108,7 @@ __all__ = [
   "encode_unimc",
   "encode_windows",
   "end_tokens",
+  "entities_of_chunks",
   "entities_of_pairs",
   "entities_of_spans",
   "entities_of_tags",

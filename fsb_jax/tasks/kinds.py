@@ -14,13 +14,13 @@ import numpy as np
 from fsb_jax.encodings import (
   IGNORED,
   NO_ANSWER,
+  TAGGERS,
   WINDOW_STRIDE,
   Entity,
   answer_positions,
   encode_characters,
   encode_pairs,
   encode_windows,
-  label_names,
   tag_labels,
   tags_of_entities,
 )
@@ -127,7 +127,7 @@ def rows_task(
 
 def tag_classes(kinds_of_entities: Sequence[str]) -> tuple[str, ...]:
   """The classes of a token in a tagging task: see `encodings.label_names`; B and I of every kind of entity."""
-  return label_names(("O", *(f"{prefix}-{kind}" for kind in kinds_of_entities for prefix in "BI")))
+  return TAGGERS[TAGGING.head].names(kinds_of_entities)
 
 
 def _encode_choices(tokenizer, examples, names, max_length) -> Encoded:

@@ -11,11 +11,12 @@ import numpy as np
 
 from fsb_jax import tasks
 from fsb_jax.errors import UserError
-from fsb_jax.tasks.kinds import READING, Kind
+from fsb_jax.tasks.kinds import READING, TAGGING, Kind
 from fsb_jax.training.batching import spread
 from fsb_jax.training.options import VIEW, encode_options, options_of
 from fsb_jax.training.passages import encode_passages, passages_of
 from fsb_jax.training.questions import Classes, HiddenWords, Question
+from fsb_jax.training.tags import encode_tags, tags_of
 
 _ENCODED_AT_ONCE = 8192  # documents and examples; their raw text is held no longer than that
 
@@ -58,7 +59,9 @@ class Ragged:
 # What is asked straight of a task's texts, by view or else by kind: the rows of a split, as
 # `(task, split, tokenizer, max_length)` gives them by column, and the question about the rows of all members. Where an
 # example may have several rows the column `first` says which of them begins it.
-_ASKED = {VIEW: (encode_options, options_of), READING: (encode_passages, passages_of)}
+_ASKED = {
+  VIEW: (encode_options, options_of), READING: (encode_passages, passages_of), TAGGING: (encode_tags, tags_of)
+}
 # The heads whose tasks are served, by view.
 _HEADS = {
   None: (Classes.head, HiddenWords.head, *(kind.head for kind in _ASKED if kind != VIEW)),
@@ -148,7 +151,7 @@ def read_examples(
   else:
     question = _hidden_words(task_name, tokenizer, seed)
   if head not in (None, question.head):
-    raise UserError(f"a {head} head is not for task {task_name}, which trains a {question.head} head; set HEAD to None")
+    raise UserError(f"a {head} head does not fit task {task_name}, which is for {question.head}")
   counts = rows = [len(each["input_ids"]) for each in columns]
   if by_rates and len(members) > 1:
     rates = np.array([_rate(provider, task, split, mixture_rate) for task in members], np.float64)

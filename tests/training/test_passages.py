@@ -163,5 +163,5 @@ def test_it_learns_to_answer(finished):
   _, metrics = finished
   assert metrics["examples"] == 7 and metrics["exact_match"] == metrics["f1"] == 1.0
   assert describe("cmrc2018 validation", metrics).startswith(
-    "cmrc2018 validation: exact match 1.0000, F1 1.0000, loss 0."
+    "cmrc2018 validation: f1 1.0000 (exact match 1.0000), loss 0."
   )
