@@ -103,11 +103,11 @@ class Loader:
     lengths = self._examples.tokens.lengths
     self.head, self.label_names, self.label_slice = question.head, question.label_names, question.label_slice
     self.objective = question.objective
-    self.num_examples = len(lengths)
+    self.num_examples = sum(self._examples.sizes)
     self.buckets = bucket_lengths(buckets, lengths, max_length)
     self._batching = Batching(
       lengths, self.buckets, batch_size,
-      shuffle=shuffle, seed=seed, member_sizes=self._examples.sizes, member_counts=self._examples.counts,
+      shuffle=shuffle, seed=seed, member_sizes=self._examples.rows, member_counts=self._examples.counts,
     )
     self.waited = 0.0
 
@@ -127,7 +127,7 @@ class Loader:
     return found.hexdigest()
 
   def raw(self, index: int) -> dict:
-    """The fields of an example as published, or the text of a document's row; `index` is one of `example_ids`."""
+    """The fields of an example as published, or the text of a document's row."""
     if not 0 <= index < self.num_examples:
       raise UserError(f"Example {index} is outside 0..{self.num_examples - 1}.")
     starts = np.cumsum([0, *self._examples.sizes])
@@ -151,7 +151,7 @@ class Loader:
     return self._batching.steps
 
   def example_ids(self, epoch: int, step: int) -> np.ndarray:
-    """The examples of a batch, over all hosts: int32 `[batch]`, -1 for filling rows."""
+    """The rows of a batch, over all hosts: int32 `[batch]`, -1 for filling rows; see `batches`."""
     self._require_step(epoch, step, self.steps_per_epoch() - 1)
     return self._batching.plan(epoch).rows[step].copy()
 
@@ -159,10 +159,11 @@ class Loader:
     """Iterates over this host's part of an epoch's batches, from `start_step` on; threads prepare them ahead.
 
     Each batch has `input_ids`, `attention_mask`, `token_type_ids` int32 `[batch, length]` with one of `buckets` as
-    length, `weights` float32 `[batch]` (0 for filling rows), `example_ids` int32 `[batch]` (-1 for filling rows), and
-    `labels`: for sequence_classification int32 `[batch]` (-1 in a split without labels), for masked_lm int32
-    `[batch, asked]` for `masked_lm_positions` of that shape (-100 where no word is hidden); -100 in filling rows. With
-    the view unimc a batch is one of `encodings.only_asked_unimc`.
+    length, `weights` float32 `[batch]` (0 for filling rows), `example_ids` int32 `[batch]` (-1 for filling rows; of
+    passages the number of the window, of which an example has several), and what the question asks: `labels` for
+    sequence_classification int32 `[batch]` (-1 in a split without labels), for masked_lm int32 `[batch, asked]` for
+    `masked_lm_positions` of that shape (-100 where no word is hidden); -100 in filling rows. With the view unimc a
+    batch is one of `encodings.only_asked_unimc`; of passages see `passages.Passages.ask`.
     """
     steps = self.steps_per_epoch()
     self._require_step(epoch, start_step, steps)

@@ -245,7 +245,11 @@ _span = Objective(
     # The mean of the two.
     ClassTerm("start_positions", lambda outputs: outputs.start_logits, _position("start_positions"), 0.5),
     ClassTerm("end_positions", lambda outputs: outputs.end_logits, _position("end_positions"), 0.5),
-  )
+  ),
+  # The mask says which of the scores are of a row's own tokens.
+  answers=lambda outputs, batch: {
+    "start_logits": outputs.start_logits, "end_logits": outputs.end_logits, "attention_mask": batch["attention_mask"],
+  },
 )
 
 _entities = Objective(
