@@ -1,5 +1,6 @@
 """Text to arrays and back: pure functions that need neither TensorFlow nor torch nor jax."""
 
+from fsb_jax.encodings.character_windows import encode_character_windows, entities_of_windows
 from fsb_jax.encodings.clue_answers import clue_answers
 from fsb_jax.encodings.clue_forms import CLUE_FORMS, clue_items, text_to_text
 from fsb_jax.encodings.clue_reading import cmrc_answers, cmrc_items
@@ -37,6 +38,7 @@ from fsb_jax.encodings.tagging import (
   entities_of_chunks,
   entities_of_pairs,
   entities_of_spans,
+  entities_of_surest,
   entities_of_tags,
   label_names,
   pair_labels,
@@ -95,6 +97,7 @@ __all__ = [
   "decode_ubert",
   "decode_uniex",
   "encode_bare",
+  "encode_character_windows",
   "encode_characters",
   "encode_documents",
   "encode_images",
@@ -111,7 +114,9 @@ __all__ = [
   "entities_of_chunks",
   "entities_of_pairs",
   "entities_of_spans",
+  "entities_of_surest",
   "entities_of_tags",
+  "entities_of_windows",
   "entity_scores",
   "event_scores",
   "given_spans",

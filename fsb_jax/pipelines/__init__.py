@@ -14,6 +14,7 @@ _PIPELINES = {
   "text_classification": "TextClassification",
   "text_generation": "TextGeneration",
   "text_to_image": "TextToImage",
+  "token_classification": "TokenClassification",
   "zero_shot": "ZeroShot",
   "zero_shot_image_classification": "ZeroShotImageClassification",
 }
@@ -23,8 +24,8 @@ def pipeline(task: str, model: str | Path, **options: Any):
   """A callable that answers for a task with a model.
 
   Args:
-    task: "question_answering", "text_classification", "text_generation", "text_to_image", "zero_shot" or
-      "zero_shot_image_classification".
+    task: "question_answering", "text_classification", "text_generation", "text_to_image",
+      "token_classification", "zero_shot" or "zero_shot_image_classification".
     model: a training run's folder, a converted folder, or a Hub folder or id.
     **options: of the pipeline's class.
 
