@@ -119,7 +119,7 @@ def predict(
   task: Annotated[
     str,
     typer.Argument(
-      help="What to do: text_classification, question_answering, zero_shot, zero_shot_image_classification."
+      help="text_classification, token_classification, question_answering, zero_shot or zero_shot_image_classification."
     ),
   ],
   model: Annotated[str, typer.Option(help="A training run's folder, a converted folder, or a Hub folder or id.")],

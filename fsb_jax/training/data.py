@@ -26,7 +26,7 @@ class Loader:
   padding alone, over which attention has no defined answer).
 
   Attributes:
-    head: the head that the task trains: sequence_classification or masked_lm.
+    head: the head that the task trains, such as sequence_classification or masked_lm.
     objective: the loss that trains it, one of `losses.OBJECTIVES`.
     label_names: names of the head's outputs; none for masked_lm.
     label_slice: `(start, stop)`, the task's own outputs among them.
@@ -163,7 +163,7 @@ class Loader:
     passages the number of the window, of which an example has several), and what the question asks: `labels` for
     sequence_classification int32 `[batch]` (-1 in a split without labels), for masked_lm int32 `[batch, asked]` for
     `masked_lm_positions` of that shape (-100 where no word is hidden); -100 in filling rows. With the view unimc a
-    batch is one of `encodings.only_asked_unimc`; of passages see `passages.Passages.ask`.
+    batch is one of `encodings.only_asked_unimc`; of passages see `passages.Passages.ask`, of taggers `tags.Tags.ask`.
     """
     steps = self.steps_per_epoch()
     self._require_step(epoch, start_step, steps)
