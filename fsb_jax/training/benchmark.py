@@ -135,7 +135,7 @@ def benchmark(
       if (submit_labelled or not answers.labelled) and max_examples is None and each in SUBMISSIONS:
         submitted.setdefault(split, {})[each, part] = {row.get("id"): row["submitted"] for row in rows}
   settings = {
-    "view": view or "classifier", "splits": ", ".join(splits),
+    "view": view or "as it is", "splits": ", ".join(splits),
     "partial": max_examples and f"{max_examples:,} examples of each split at most, evenly spread over it",
     "not scored": "; ".join(f"{what}: {why}" for what, why in (left_out | missing | unfit).items()),
     "seen in training": "; ".join(seen),

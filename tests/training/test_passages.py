@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from tiny_run import run
 from typer.testing import CliRunner
 
 import fsb_jax
-from fsb_jax import encodings
+from fsb_jax import encodings, tasks
 from fsb_jax.cli import app
 from fsb_jax.errors import UserError
 from fsb_jax.partitioning.mesh import make_mesh
@@ -269,3 +270,81 @@ def test_a_benchmark_leaves_out_what_its_model_does_not_answer(finished, data, t
   with pytest.raises(UserError, match="no task has a model that answers it; eprstmt: .* has a question_answering head"):
     benchmark(task="eprstmt", output_dir=str(tmp_path / "none"), **asked)
   assert not (tmp_path / "none").exists()
+
+
+IMPOSSIBLE = [
+  {"id": "1", "question": "猫？", "answers": [{"text": "三", "answer_start": 1}], "is_impossible": "false"},
+  {"id": "2", "question": "狗？", "answers": [], "is_impossible": "true"},
+  {"id": "3", "question": "鱼？", "answers": [{"text": "是", "answer_start": -1}], "is_impossible": "false"},
+]
+
+
+@pytest.fixture
+def courts(tmp_path):
+  (tmp_path / "cjrc").mkdir()
+  content = {"data": [{"paragraphs": [{"context": "猫三。", "qas": IMPOSSIBLE}]}]}
+  (tmp_path / "cjrc" / "dev.json").write_text(json.dumps(content), "utf-8")
+  return tmp_path
+
+
+def test_a_passage_may_hold_no_answer(courts, tokenizer):
+  loader = Loader("cjrc", "validation", tokenizer, LENGTH, 4, shuffle=False, data_dir=courts)
+  (batch,) = loader.batches(0)
+  at = [batch[name][:3].tolist() for name in ("start_positions", "end_positions")]
+  assert at == [[5, 0, encodings.IGNORED]] * 2  # [CLS] 猫 ？ [SEP] 猫 三 。 [SEP]
+  starts = np.zeros((3, 8))
+  starts[[0, 1, 2], [5, 0, 4]] = 3
+  result = {"start_logits": starts, "end_logits": starts, "attention_mask": batch["attention_mask"][:3, :8]}
+  result["example_ids"] = batch["example_ids"][:3]
+  assert [each["prediction"] for each in loader.question.predictions([result])] == ["三", "", "猫"]
+  assert loader.question.scores([result], 0.0) == pytest.approx({"exact_match": 2 / 3, "f1": 2 / 3})
+
+
+def test_sets_together_are_asked_as_each_alone(data, courts, tokenizer):
+  import seqio
+
+  (courts / "cmrc2018").symlink_to(data / "cmrc2018")
+  tasks.register(tokenizer, courts)
+  names = ("cmrc2018", "cjrc")
+  seqio.MixtureRegistry.add("both_sets", list(names), default_rate=seqio.mixing_rate_num_examples)
+  try:
+    both = Loader("both_sets", "validation", tokenizer, LENGTH, 4, shuffle=False, data_dir=courts)
+    each = [Loader(name, "validation", tokenizer, LENGTH, 4, shuffle=False, data_dir=courts) for name in names]
+  finally:
+    seqio.MixtureRegistry.remove("both_sets")
+  assert both.num_examples == sum(loader.num_examples for loader in each) == 10
+  assert [both.raw(i) for i in range(10)] == [loader.raw(i) for loader in each for i in range(loader.num_examples)]
+  assert both.question.items == [item for loader in each for item in loader.question.items]
+  assert sorted({int(row) for batch in both.batches(0) for row in batch["example_ids"]} - {-1}) == list(
+    range(len(both.question.starts))
+  )
+
+
+def test_heads_that_answer(data, tokenizer):
+  assert loader_of(data, tokenizer, head="question_answering_simple").head == "question_answering_simple"
+  with pytest.raises(UserError, match="are for the heads question_answering and .*_simple, not for crf"):
+    loader_of(data, tokenizer, head="crf")
+  with pytest.raises(UserError, match="read as text, which CACHE_DIR cache does not hold"):
+    loader_of(data, tokenizer, cache_dir="cache")
+  with pytest.raises(UserError, match="max_length 60 leaves no room for the passage"):
+    Loader("cmrc2018", "train", tokenizer, 60, 4, shuffle=True, data_dir=data)
+
+
+def test_what_the_pipeline_cannot_answer(finished):
+  folder, _ = finished
+  answer = fsb_jax.pipeline("question_answering", folder, max_length=LENGTH, may_have_none=True)
+  found = answer({"question": "猫？", "context": "  "})
+  assert found == {"answer": "", "start": 0, "end": 0, "score": 1.0} and answer([]) == []
+  with pytest.raises(UserError, match="item 1 is .*; give a dict with question and context, both text"):
+    answer([{"question": "猫？", "context": "天"}, {"question": "猫？"}])
+  for arguments, message in (
+    (["--text", "天"], "needs a question: give --question"),
+    (["--text", "天", "--question", "猫", "--choice", "天"], "--choice is for zero_shot"),
+    (["--text", "天", "--question", "猫", "--option", "count=0"], "count 0 must be at least 1"),
+  ):
+    with pytest.raises(UserError, match=message):
+      CliRunner().invoke(
+        app, ["predict", "question_answering", "--model", str(folder), *arguments], catch_exceptions=False
+      )
+  with pytest.raises(UserError, match="has a masked_lm head, not one that answers questions"):
+    fsb_jax.pipeline("question_answering", Path(__file__).resolve().parents[1] / "goldens" / "unimc_bert")
