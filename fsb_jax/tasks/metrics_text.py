@@ -39,7 +39,8 @@ def reading_comprehension(targets: Sequence[Sequence[str]], predictions: Sequenc
     right = [_without_punctuation(answer) for answer in answers]
     exact.append(said in right)
     # That of no answer is 1 or 0, as SQuAD 2.0 has it.
-    f1.append(max(_overlap(_pieces(bare), _pieces(said)) if answer else not said for answer, bare in zip(answers, right)))
+    pairs = zip(answers, map(_pieces, right))
+    f1.append(max(_overlap(pieces, _pieces(said)) if answer else not said for answer, pieces in pairs))
   return averages({"exact_match": exact, "f1": f1})
 
 

@@ -15,12 +15,13 @@ from fsb_jax.partitioning import Partitioner
 from fsb_jax.tasks.submissions import SUBMISSIONS
 from fsb_jax.training.data import Loader
 from fsb_jax.training.evaluate import scored_batches
+from fsb_jax.training.passages import Passages
 from fsb_jax.training.questions import choices_in_order, predictions_of_choices
 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-  """What a model answered.
+  """What a model chose.
 
   Attributes:
     loader: the split.
@@ -69,7 +70,36 @@ class Answers:
     return [(labels or names)[place] for place in self.places]
 
 
-def answer_split(loader: Loader, step: Callable, params: Any, partitioner: Partitioner) -> Answers:
+@dataclasses.dataclass(frozen=True)
+class Spans:
+  """What a model answered with words of a passage.
+
+  Attributes:
+    loader: the split.
+    predictions: the question's.
+    seconds: how long it took, compilation included.
+  """
+
+  loader: Loader
+  predictions: list[dict[str, Any]]
+  seconds: float
+
+  @property
+  def labelled(self) -> bool:
+    """Whether the right answers are known."""
+    return self.loader.question.answered
+
+  def rows(self) -> list[dict[str, Any]]:
+    """Every example's fields as published, with its prediction."""
+    return [{**self.loader.raw(i), **prediction} for i, prediction in enumerate(self.predictions)]
+
+  def published(self, task: str) -> list[str]:
+    """The answers as the benchmark of a task takes them: as they are."""
+    del task
+    return [prediction["prediction"] for prediction in self.predictions]
+
+
+def answer_split(loader: Loader, step: Callable, params: Any, partitioner: Partitioner) -> Answers | Spans:
   """Asks a model about every example of a split, each once, whatever the padding and the mesh.
 
   Args:
@@ -79,7 +109,9 @@ def answer_split(loader: Loader, step: Callable, params: Any, partitioner: Parti
     partitioner: splits the batches.
   """
   since = time.monotonic()
-  results = scored_batches(loader, step, params, partitioner)
+  results = list(scored_batches(loader, step, params, partitioner))
+  if isinstance(loader.question, Passages):
+    return Spans(loader, loader.question.predictions(results), seconds=time.monotonic() - since)
   probabilities, labels = choices_in_order(results, loader.label_slice, loader.num_examples)
   return Answers(loader, probabilities, labels, seconds=time.monotonic() - since)
 

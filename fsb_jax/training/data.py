@@ -28,7 +28,7 @@ class Loader:
   Attributes:
     head: the head that the task trains, such as sequence_classification or masked_lm.
     objective: the loss that trains it, one of `losses.OBJECTIVES`.
-    label_names: names of the head's outputs; none for masked_lm.
+    label_names: names of the head's outputs; none where they are not labels.
     label_slice: `(start, stop)`, the task's own outputs among them.
     num_examples: how many examples the split has.
     batch_size: examples in a batch, over all hosts.

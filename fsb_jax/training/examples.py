@@ -216,7 +216,7 @@ def _seqio_members(task_name: str, split: str, tokenizer, data_dir: str | None, 
   members = [task for task in every if split in task.splits]
   if not members:
     raise UserError(f"Task {task_name} has no split {split!r}; its splits are {', '.join(sorted(provider.splits))}.")
-  if len({_kind(task) for task in members}) > 1:
+  if not view and len({_kind(task) for task in members}) > 1:
     raise UserError(f"The tasks of {task_name} are of several kinds, which no one head can serve.")
   for task in members:
     if _kind(task) in _ASKED:
