@@ -117,15 +117,20 @@ def infer(
 @app.command()
 def predict(
   task: Annotated[
-    str, typer.Argument(help="What to do: text_classification, zero_shot, zero_shot_image_classification.")
+    str,
+    typer.Argument(
+      help="text_classification, token_classification, question_answering, zero_shot or zero_shot_image_classification."
+    ),
   ],
   model: Annotated[str, typer.Option(help="A training run's folder, a converted folder, or a Hub folder or id.")],
   text: Annotated[
     list[str] | None, typer.Option(help="A text, a pair 'one[SEP]two', or an image's path; repeatable."),
   ] = None,
-  input_file: Annotated[Path | None, typer.Option("--input", help="A text per line; zero_shot: JSON items.")] = None,
+  input_file: Annotated[
+    Path | None, typer.Option("--input", help="A text per line; zero_shot, question_answering: JSON items.")
+  ] = None,
   choice: Annotated[list[str] | None, typer.Option(help="zero_shot: an option to choose; repeatable.")] = None,
-  question: Annotated[str, typer.Option(help="zero_shot: what is asked about the text.")] = "",
+  question: Annotated[str, typer.Option(help="zero_shot, question_answering: what is asked about the text.")] = "",
   output_file: Annotated[Path | None, typer.Option("--output", help="JSON lines go there instead.")] = None,
   option: Annotated[
     list[str] | None, typer.Option(help="Of the pipeline, as NAME=VALUE: labels=猫,狗, image_model=..., ...")
@@ -135,6 +140,7 @@ def predict(
 
   Example: fsb predict text_classification --model runs/tnews --text 今天很开心
   fsb predict zero_shot --model IDEA-CCNL/Erlangshen-UniMC-RoBERTa-110M-Chinese --text 很开心 --choice 好 --choice 坏
+  fsb predict question_answering --model runs/cmrc2018 --text 猫今年三岁。 --question 猫几岁？
   """
   quiet()
   _cache_compilations()

@@ -156,6 +156,16 @@ def find_folder(path: str | Path) -> Path:
     raise UserError(f"{path} is no folder here, and the Hub did not give it: {reason}") from error
 
 
+def find_head(path: str | Path) -> str:
+  """The head of the model at `path`, see `find_folder`, without reading its weights."""
+  folder = find_folder(path)
+  if checkpoints.is_checkpoint(folder):
+    return checkpoints.read_metadata(checkpoints.home(folder))[0].head
+  import convert_torch
+
+  return convert_torch.hub_head(folder)
+
+
 def read_folder(
   folder: Path, head: str | None, num_labels: int | None, run: models.Run
 ) -> tuple[Any, models.TransformerConfig, checkpoints.Metadata, dict, list[str]]:

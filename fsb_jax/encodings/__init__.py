@@ -1,5 +1,6 @@
 """Text to arrays and back: pure functions that need neither TensorFlow nor torch nor jax."""
 
+from fsb_jax.encodings.character_windows import encode_character_windows, entities_of_windows
 from fsb_jax.encodings.clue_answers import clue_answers
 from fsb_jax.encodings.clue_forms import CLUE_FORMS, clue_items, text_to_text
 from fsb_jax.encodings.clue_reading import cmrc_answers, cmrc_items
@@ -18,13 +19,26 @@ from fsb_jax.encodings.masking import IGNORED, asked_positions, mask_words
 from fsb_jax.encodings.ngrams import NgramForm, NgramLexicon, encode_ngrams, read_ngrams
 from fsb_jax.encodings.pairs import cut_pairs, encode_bare, encode_pairs
 from fsb_jax.encodings.shifting import shift_right
-from fsb_jax.encodings.spans import Answer, answer_positions, best_answers, encode_windows, no_answer_score
+from fsb_jax.encodings.spans import (
+  NO_ANSWER,
+  WINDOW_STRIDE,
+  Answer,
+  answer_positions,
+  best_answers,
+  encode_windows,
+  no_answer_score,
+  rated_answers,
+)
 from fsb_jax.encodings.streaming import StreamingDetokenizer
+from fsb_jax.encodings.taggers import TAGGERS, Tagger
 from fsb_jax.encodings.tagging import (
+  MAX_WIDTH,
   Entity,
   encode_characters,
+  entities_of_chunks,
   entities_of_pairs,
   entities_of_spans,
+  entities_of_surest,
   entities_of_tags,
   label_names,
   pair_labels,
@@ -51,7 +65,11 @@ from fsb_jax.encodings.unimc import (
 __all__ = [
   "CLUE_FORMS",
   "IGNORED",
+  "MAX_WIDTH",
+  "NO_ANSWER",
+  "TAGGERS",
   "TEMPLATES",
+  "WINDOW_STRIDE",
   "Answer",
   "Entity",
   "ImageForm",
@@ -59,6 +77,7 @@ __all__ = [
   "NgramLexicon",
   "Prompt",
   "StreamingDetokenizer",
+  "Tagger",
   "Template",
   "answer_positions",
   "answers_unimc",
@@ -78,6 +97,7 @@ __all__ = [
   "decode_ubert",
   "decode_uniex",
   "encode_bare",
+  "encode_character_windows",
   "encode_characters",
   "encode_documents",
   "encode_images",
@@ -91,9 +111,12 @@ __all__ = [
   "encode_unimc",
   "encode_windows",
   "end_tokens",
+  "entities_of_chunks",
   "entities_of_pairs",
   "entities_of_spans",
+  "entities_of_surest",
   "entities_of_tags",
+  "entities_of_windows",
   "entity_scores",
   "event_scores",
   "given_spans",
@@ -109,6 +132,7 @@ __all__ = [
   "own_conversation_prompt",
   "pad_uniex",
   "pair_labels",
+  "rated_answers",
   "read_ngrams",
   "relation_scores",
   "require_unimc",

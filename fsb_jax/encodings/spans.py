@@ -13,6 +13,10 @@ from fsb_jax.errors import UserError
 
 # Where a window that does not hold the answer points: its first token, which is special.
 NO_ANSWER = 0
+# Tokens from where a window begins to where the next one does, as in the original's reading tasks.
+WINDOW_STRIDE = 128
+# Among so many answers the scores of `rated_answers` are shared out, as in BERT's own code for SQuAD.
+_RATED = 20
 
 
 class Answer(NamedTuple):
@@ -159,6 +163,38 @@ def best_answers(
 def no_answer_score(start_logits: Sequence[np.ndarray], end_logits: Sequence[np.ndarray]) -> float:
   """How surely a passage does not hold the answer: what its least sure window says; arguments as in `best_answers`."""
   return min(float(starts[NO_ANSWER]) + float(ends[NO_ANSWER]) for starts, ends in zip(start_logits, end_logits))
+
+
+def rated_answers(
+  start_logits: Sequence[np.ndarray],
+  end_logits: Sequence[np.ndarray],
+  offsets: Sequence[np.ndarray],
+  passage: str,
+  *,
+  may_have_none: bool = False,
+  max_tokens: int = 50,
+) -> list[Answer]:
+  """What is answered: the 20 best spans, each with its probability among them for a score.
+
+  Args:
+    start_logits: see `best_answers`.
+    end_logits: see `best_answers`.
+    offsets: see `best_answers`.
+    passage: see `best_answers`.
+    may_have_none: whether the passage may not hold the answer. Then "", which says so, is one of the answers, with
+      `no_answer_score`.
+    max_tokens: tokens of the longest answer; 50 are CLUE's.
+
+  Returns:
+    The best first, never none: of a passage without tokens the answer is "".
+  """
+  found = best_answers(start_logits, end_logits, offsets, passage, count=_RATED, max_tokens=max_tokens)
+  if may_have_none or not found:
+    found.append(Answer("", 0, 0, no_answer_score(start_logits, end_logits)))
+    found.sort(key=lambda answer: -answer.score)
+  scores = np.array([answer.score for answer in found])
+  shares = np.exp(scores - scores.max())
+  return [answer._replace(score=float(share)) for answer, share in zip(found, shares / shares.sum())]
 
 
 def _starts(tokens: int, room: int, stride: int) -> list[int]:

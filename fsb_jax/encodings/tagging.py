@@ -62,6 +62,28 @@ def entities_of_tags(tags: Sequence[str], scheme: Scheme) -> list[Entity]:
   return found
 
 
+def entities_of_chunks(tags: Sequence[str]) -> list[Entity]:
+  """Reads the entities of a sequence of tags as CoNLL's scorer and seqeval do: also ill-formed tags make entities.
+
+  A tag begins an entity where it is B or S, or follows O, E, S, or a tag of another label; it goes on with the one
+  before it otherwise. M counts as I.
+
+  Args:
+    tags: "O", "B-PER", ... of BIO, BIOES or BMES.
+  """
+  found: list[Entity] = []
+  before, label = OUTSIDE, None
+  for i, tag in enumerate(tags):
+    prefix, _, kind = tag.partition("-")
+    if prefix != OUTSIDE:
+      if prefix in ("B", "S") or before in (OUTSIDE, "E", "S") or kind != label:
+        found.append(Entity(kind, i, i + 1))
+      else:
+        found[-1] = found[-1]._replace(end=i + 1)
+    before, label = prefix, kind
+  return found
+
+
 def tags_of_entities(entities: Iterable[Entity], length: int, scheme: Scheme) -> list[str]:
   """Writes entities as `length` tags; UserError where they overlap or lie outside."""
   _require_scheme(scheme)
@@ -233,17 +255,38 @@ def entities_of_pairs(
   Returns:
     Entities in tokens, in the order of the text.
   """
-  length, considered = len(offsets), [_number(OUTSIDE, names), *_kinds(names)]
+  length, considered = len(offsets), np.array([_number(OUTSIDE, names), *_kinds(names)])
   scores = np.asarray(scores, np.float64)[:length, :length][..., considered]
   scores = scores - scores.max(-1, keepdims=True)
   sureness = -np.log(np.exp(scores).sum(-1))  # the log probability of the likeliest, whose score is now 0
-  best, text = scores.argmax(-1), offsets[:, 0] >= 0
-  starts, lasts = np.nonzero((best > 0) & _band(length, max_width) & text[:, None] & text)
-  order = np.lexsort((lasts, starts, -sureness[starts, lasts]))
+  first, width = np.indices((length, min(max_width, length)))
+  last = np.minimum(first + width, length - 1)
+  labels = considered[scores.argmax(-1)]
+  return entities_of_surest(labels[first, last], sureness[first, last], offsets, names, nested=nested)
+
+
+def entities_of_surest(
+  labels: np.ndarray, sureness: np.ndarray, offsets: np.ndarray, names: Sequence[str], *, nested: bool = False
+) -> list[Entity]:
+  """`entities_of_pairs` of what every span is likeliest to be.
+
+  Args:
+    labels: int `[tokens, width]`, of the span of 1, 2, ... tokens that begins at each token; what would end beyond the
+      last is not read.
+    sureness: `[tokens, width]`, the larger the surer.
+    offsets: see `entities_of_pairs`.
+    names: see `entities_of_pairs`.
+    nested: see `entities_of_pairs`.
+  """
+  text = np.append(offsets[:, 0] >= 0, np.zeros(labels.shape[1], bool))
+  lasts = np.arange(len(offsets))[:, None] + np.arange(labels.shape[1])
+  starts, widths = np.nonzero((labels != _number(OUTSIDE, names)) & text[: len(offsets), None] & text[lasts])
+  order = np.lexsort((widths, starts, -sureness[starts, widths]))
   taken: list[Entity] = []
-  for start, end in zip(starts[order].tolist(), (lasts[order] + 1).tolist()):
+  for start, width in zip(starts[order].tolist(), widths[order].tolist()):
+    end = start + width + 1
     if not any(_clash(start, end, other.start, other.end, nested) for other in taken):
-      taken.append(Entity(names[considered[best[start, end - 1]]], start, end))
+      taken.append(Entity(names[labels[start, width]], start, end))
   return sorted(taken, key=lambda entity: (entity.start, entity.end))
 
 

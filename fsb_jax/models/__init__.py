@@ -55,6 +55,7 @@ from fsb_jax.models.readouts import cosine_similarity, option_logits, option_pro
 
 # Families.
 from fsb_jax.models.registry import Family, all_families, build, family, family_of_hub_config, sized, updated
+from fsb_jax.models.tag_readouts import said_by_tagger
 from fsb_jax.models.vision import VisionConfig, VisionModel
 
 __all__ = [
@@ -110,6 +111,7 @@ __all__ = [
   "option_probabilities",
   "pool",
   "resize_vocabulary",
+  "said_by_tagger",
   "sized",
   "unflatten",
   "updated",

@@ -10,9 +10,11 @@ from fsb_jax.errors import UserError
 from fsb_jax.pipelines.lines import json_line, read_lines, require_new_file, write_json_lines
 
 _PIPELINES = {
+  "question_answering": "QuestionAnswering",
   "text_classification": "TextClassification",
   "text_generation": "TextGeneration",
   "text_to_image": "TextToImage",
+  "token_classification": "TokenClassification",
   "zero_shot": "ZeroShot",
   "zero_shot_image_classification": "ZeroShotImageClassification",
 }
@@ -22,7 +24,8 @@ def pipeline(task: str, model: str | Path, **options: Any):
   """A callable that answers for a task with a model.
 
   Args:
-    task: "text_classification", "text_generation", "text_to_image", "zero_shot" or "zero_shot_image_classification".
+    task: "question_answering", "text_classification", "text_generation", "text_to_image",
+      "token_classification", "zero_shot" or "zero_shot_image_classification".
     model: a training run's folder, a converted folder, or a Hub folder or id.
     **options: of the pipeline's class.
 
@@ -57,7 +60,7 @@ def predict_lines(
   if hasattr(chosen, "items"):
     asked = chosen.items(texts, lines, choices, question)
   elif choices or question:
-    raise UserError(f"--choice and --question are for zero_shot, not for {task}")
+    raise UserError(f"--choice is for zero_shot and --question for it and question_answering, not for {task}")
   else:
     asked = [*texts, *lines]
   try:

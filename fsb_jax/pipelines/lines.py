@@ -19,6 +19,17 @@ def read_lines(input_file: Path | None) -> list[str]:
     raise UserError(f"--input {input_file} cannot be read as UTF-8 text: {error}") from error
 
 
+def json_items(lines: Iterable[str]) -> list[Any]:
+  """What stands in lines of JSON, blank ones passed over; UserError where one is none."""
+  items = []
+  for number, line in enumerate(lines, 1):
+    try:
+      items += [json.loads(line)] if line.strip() else []
+    except ValueError as error:
+      raise UserError(f"line {number} of the items is not valid JSON: {error}") from error
+  return items
+
+
 def require_new_file(output_file: Path) -> None:
   """UserError where a file is there already, or cannot be."""
   if output_file.exists() or not output_file.absolute().parent.is_dir():

@@ -9,10 +9,10 @@ import numpy as np
 
 from fsb_jax import encodings
 from fsb_jax.errors import UserError
+from fsb_jax.pipelines.batches import padded
 from fsb_jax.pretrained import from_pretrained, require_readable
 
 _PAIR = "[SEP]"
-_LENGTH_MULTIPLE = 16
 
 
 class TextClassification:
@@ -59,16 +59,6 @@ class TextClassification:
       raise UserError(f"some texts are pairs ({_PAIR}) and some are not; ask for them separately")
     seconds = [part[1] for part in parts] if len(parts[0]) == 2 else None
     encoded = encodings.encode_pairs(self.tokenizer, [part[0] for part in parts], seconds, max_length=self._max_length)
-    # Few shapes, few compilations: rows to a power of two, lengths to a multiple.
-    rows = 1 << (len(texts) - 1).bit_length()
-    longest = max(len(ids) for ids in encoded["input_ids"])
-    length = min(-(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, max(self._max_length, longest))
-    arrays = {name: np.zeros((rows, length), np.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
-    arrays["input_ids"][:] = self.tokenizer.pad_token_id or 0
-    for i, (ids, types) in enumerate(zip(encoded["input_ids"], encoded["token_type_ids"])):
-      place = slice(length - len(ids), None) if self.tokenizer.padding_side == "left" else slice(len(ids))
-      arrays["input_ids"][i, place] = ids
-      arrays["attention_mask"][i, place] = 1
-      arrays["token_type_ids"][i, place] = types
-    scores = np.asarray(self._scores(self._params, **arrays))[: len(texts)]
+    batch = padded(self.tokenizer, encoded, range(len(texts)), self._max_length)
+    scores = np.asarray(self._scores(self._params, **batch))[: len(texts)]
     return [{"label": self.label_names[int(row.argmax())], "score": float(row.max())} for row in scores]

@@ -1,6 +1,5 @@
 """Any question with options, answered by UniMC without training on it."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from fsb_jax import encodings, models
 from fsb_jax.errors import UserError
+from fsb_jax.pipelines.lines import json_items
 from fsb_jax.pretrained import from_pretrained, require_readable
 
 _PAIR = "[SEP]"
@@ -115,13 +115,7 @@ class ZeroShot:
     for text in texts:
       first, _, second = text.partition(_PAIR)
       items.append({"texta": first, "textb": second, "question": question, "choice": list(choice)})
-    for number, line in enumerate(lines, 1):
-      if not line.strip():
-        continue
-      try:
-        items.append(json.loads(line))
-      except ValueError as error:
-        raise UserError(f"line {number} of the items is not valid JSON: {error}") from error
+    items += json_items(lines)
     encodings.require_unimc([_asked(item, number) for number, item in enumerate(items)])
     return items
 

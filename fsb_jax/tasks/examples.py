@@ -4,6 +4,7 @@ from fsb_jax.errors import UserError
 from fsb_jax.tasks.text_task import NO_LABEL, field_of, text_of
 
 _BLANK = "#idiom#"
+_HIDDEN = "FAKE_ANSWER"
 
 
 def marked_text(where: str, fields: dict) -> str:
@@ -29,16 +30,20 @@ def keywords_of(where: str, fields: dict) -> str:
 
 
 def squad_example(where: str, fields: dict, split: str) -> dict:
-  """An example of `READING`; hidden answers, which CMRC's test file fills with others at character -1, are left out."""
+  """An example of `READING`; a question that the passage does not answer has the answer "".
+
+  Hidden answers, for which CMRC's test file has others at character -1, are left out.
+  """
   text = text_of(where, fields, "context")
   question = text_of(where, fields, "question", may_be_empty=True)  # one of CMRC's trial file is
+  if fields.get("is_impossible") in (True, "true", "True"):
+    return {"text": text, "question": question, "answers": [""], "starts": [-1]}
   answers, starts = [], []
-  given_answers = [] if fields.get("is_impossible") in (True, "true", "True") else field_of(where, fields, "answers")
-  for answer in given_answers:
+  for answer in field_of(where, fields, "answers"):
     if not isinstance(answer, dict) or type(answer.get("answer_start")) is not int:
       raise UserError(f"{where}: an answer must have 'text' and a whole number 'answer_start', not {answer!r}.")
     given, start = text_of(where, answer, "text"), answer["answer_start"]
-    if start < 0 and split.startswith("test"):
+    if start < 0 and split.startswith("test") and given.startswith(_HIDDEN):
       continue
     answers.append(given)
     starts.append(_place(text, given, start))

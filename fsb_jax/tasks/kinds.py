@@ -9,13 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fsb_jax.encodings import (
+  IGNORED,
+  NO_ANSWER,
+  TAGGERS,
+  WINDOW_STRIDE,
   Entity,
   answer_positions,
   encode_characters,
   encode_pairs,
   encode_windows,
-  label_names,
   tag_labels,
   tags_of_entities,
 )
@@ -23,7 +28,6 @@ from fsb_jax.tasks.files import DataFile, Row
 from fsb_jax.tasks.published import Published
 from fsb_jax.tasks.text_task import Split, require_new_id, require_task_name, row_id
 
-_WINDOW_STRIDE = 128  # tokens, as in the original's reading tasks
 _UNCUT = 2**30
 
 Encoded = dict[str, list]
@@ -123,7 +127,7 @@ def rows_task(
 
 def tag_classes(kinds_of_entities: Sequence[str]) -> tuple[str, ...]:
   """The classes of a token in a tagging task: see `encodings.label_names`; B and I of every kind of entity."""
-  return label_names(("O", *(f"{prefix}-{kind}" for kind in kinds_of_entities for prefix in "BI")))
+  return TAGGERS[TAGGING.head].names(kinds_of_entities)
 
 
 def _encode_choices(tokenizer, examples, names, max_length) -> Encoded:
@@ -145,20 +149,31 @@ def _encode_reading(tokenizer, examples, names, max_length) -> Encoded:
     [example["question"] for example in examples],
     [example["text"] for example in examples],
     max_length=max_length or _UNCUT,
-    stride=_WINDOW_STRIDE,
+    stride=WINDOW_STRIDE,
   )
   found = {"start_positions": [], "end_positions": [], "id": []}
   for offsets, number in zip(windows.pop("offsets"), windows.pop("example")):
-    example = examples[number]
-    # The first answer that stands in the passage; position 0 says that a window has none.
-    standing = [(start, text) for start, text in zip(example["starts"], example["answers"]) if start >= 0]
-    start, end = 0, 0
-    if standing:
-      first, text = standing[0]
-      start, end = answer_positions(offsets, first, first + len(text))
-    for name, value in (("start_positions", start), ("end_positions", end), ("id", example["id"])):
+    start, end = window_span(examples[number], offsets)
+    for name, value in (("start_positions", start), ("end_positions", end), ("id", examples[number]["id"])):
       found[name].append(value)
   return {**windows, **found}
+
+
+def window_span(example: Mapping, offsets: np.ndarray) -> tuple[int, int]:
+  """The first and the last token of a reading example's answer in a window, which a model is to find.
+
+  Args:
+    example: of `READING`; the first of its answers that stands in the passage counts.
+    offsets: `[tokens, 2]` of the window, see `encodings.encode_windows`.
+
+  Returns:
+    The two positions. Both are `NO_ANSWER` where the window does not hold the answer, and `IGNORED` where there is
+    nothing to find: the answers are not known, or are words that do not stand in the passage.
+  """
+  for start, answer in zip(example["starts"], example["answers"]):
+    if start >= 0:
+      return answer_positions(offsets, start, start + len(answer))
+  return (NO_ANSWER, NO_ANSWER) if "" in example["answers"] else (IGNORED, IGNORED)
 
 
 def _encode_tags(tokenizer, examples, names, max_length) -> Encoded:
@@ -195,7 +210,8 @@ MULTIPLE_CHOICE = Kind(
   {"text": str, "question": str, "options": list[str], "label": int},
   _TOKENS, {"label": int, "option": int, "id": int}, _encode_choices,
 )
-# `starts` are characters of `text`, -1 for an answer that does not stand there; an encoded row is one window.
+# `starts` are characters of `text`, -1 for an answer that does not stand there; no answers are known where there are
+# none, and "" says that the text does not hold any. An encoded row is one window.
 READING = Kind(
   "reading", "question_answering",
   {"text": str, "question": str, "answers": list[str], "starts": list[int]},

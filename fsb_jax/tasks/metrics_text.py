@@ -24,7 +24,7 @@ def reading_comprehension(targets: Sequence[Sequence[str]], predictions: Sequenc
   split by NLTK as one sentence, where the official script looks for sentences in it first.
 
   Args:
-    targets: per question its answers.
+    targets: per question its answers; "" where the passage holds none.
     predictions: per question what was answered, "" for nothing.
 
   Raises:
@@ -38,7 +38,9 @@ def reading_comprehension(targets: Sequence[Sequence[str]], predictions: Sequenc
     said = _without_punctuation(prediction)
     right = [_without_punctuation(answer) for answer in answers]
     exact.append(said in right)
-    f1.append(max(_overlap(_pieces(answer), _pieces(said)) for answer in right))
+    # That of no answer is 1 or 0, as SQuAD 2.0 has it.
+    pairs = zip(answers, map(_pieces, right))
+    f1.append(max(_overlap(pieces, _pieces(said)) if answer else not said for answer, pieces in pairs))
   return averages({"exact_match": exact, "f1": f1})
 
 

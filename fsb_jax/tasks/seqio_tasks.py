@@ -13,7 +13,7 @@ import tensorflow as tf
 from fsb_jax.tasks import metrics
 from fsb_jax.tasks.corpora import CorpusTask
 from fsb_jax.tasks.files import data_directory
-from fsb_jax.tasks.kinds import RowsTask, tag_classes
+from fsb_jax.tasks.kinds import Kind, RowsTask, tag_classes
 from fsb_jax.tasks.preprocessors import CutDocument, CutPair, EncodeKind, TokenizeDocument, TokenizePair
 from fsb_jax.tasks.registry import MIXTURES, Task, TaskInfo, info, known_tasks, mixture_members
 from fsb_jax.tasks.text_task import PlainTextTask, TextTask, load_split
@@ -39,6 +39,11 @@ class TaskSource(seqio.DataSource):
     super().__init__(splits=task.splits)
     self._task = task
     self._data_dir = data_dir
+
+  @property
+  def kind(self) -> Kind | None:
+    """The task's kind; None for classifications and plain text."""
+    return getattr(self._task, "kind", None)
 
   def examples(self, split: str) -> Iterable[dict]:
     """The raw examples of a split, in the order of their files; documents are read as they are asked for."""

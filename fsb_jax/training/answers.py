@@ -12,15 +12,16 @@ import numpy as np
 from fsb_jax import tasks
 from fsb_jax.encodings import CLUE_FORMS, clue_answers
 from fsb_jax.partitioning import Partitioner
-from fsb_jax.tasks.metrics import in_order
 from fsb_jax.tasks.submissions import SUBMISSIONS
 from fsb_jax.training.data import Loader
 from fsb_jax.training.evaluate import scored_batches
+from fsb_jax.training.passages import Passages
+from fsb_jax.training.questions import choices_in_order, predictions_of_choices
 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-  """What a model answered.
+  """What a model chose.
 
   Attributes:
     loader: the split.
@@ -47,14 +48,8 @@ class Answers:
 
   def rows(self) -> list[dict[str, Any]]:
     """Every example's fields as published, with its `prediction` in words and how likely that is, `score`."""
-    return [
-      {
-        **self.loader.raw(i),
-        "prediction": self.loader.options(i)[place],
-        "score": round(float(self.probabilities[i, place]), 6),
-      }
-      for i, place in enumerate(self.places)
-    ]
+    found = predictions_of_choices(self.probabilities, self.loader.options)
+    return [{**self.loader.raw(i), **prediction} for i, prediction in enumerate(found)]
 
   def published(self, task: str) -> list[int | str]:
     """The answers as the benchmark of a task takes them, by its own rules: see `encodings.clue_answers`.
@@ -75,7 +70,36 @@ class Answers:
     return [(labels or names)[place] for place in self.places]
 
 
-def answer_split(loader: Loader, step: Callable, params: Any, partitioner: Partitioner) -> Answers:
+@dataclasses.dataclass(frozen=True)
+class Spans:
+  """What a model answered with words of a passage.
+
+  Attributes:
+    loader: the split.
+    predictions: the question's.
+    seconds: how long it took, compilation included.
+  """
+
+  loader: Loader
+  predictions: list[dict[str, Any]]
+  seconds: float
+
+  @property
+  def labelled(self) -> bool:
+    """Whether the right answers are known."""
+    return self.loader.question.answered
+
+  def rows(self) -> list[dict[str, Any]]:
+    """Every example's fields as published, with its prediction."""
+    return [{**self.loader.raw(i), **prediction} for i, prediction in enumerate(self.predictions)]
+
+  def published(self, task: str) -> list[str]:
+    """The answers as the benchmark of a task takes them: as they are."""
+    del task
+    return [prediction["prediction"] for prediction in self.predictions]
+
+
+def answer_split(loader: Loader, step: Callable, params: Any, partitioner: Partitioner) -> Answers | Spans:
   """Asks a model about every example of a split, each once, whatever the padding and the mesh.
 
   Args:
@@ -85,23 +109,11 @@ def answer_split(loader: Loader, step: Callable, params: Any, partitioner: Parti
     partitioner: splits the batches.
   """
   since = time.monotonic()
-  first, last = loader.label_slice
-  batches = []
-  for result in scored_batches(loader, step, params, partitioner):
-    logits = np.full((len(result["labels"]), last - first), -np.inf)
-    # Short rows have no room for as many options as the longest list.
-    asked = result["logits"][:, first:last]
-    logits[:, : asked.shape[1]] = asked
-    batches.append({"example_ids": result["example_ids"], "labels": result["labels"], "logits": logits})
-  found = in_order(batches, loader.num_examples)
-  scores = np.exp(found["logits"] - found["logits"].max(axis=-1, keepdims=True))
-  labels = found["labels"].astype(np.int64)
-  return Answers(
-    loader,
-    probabilities=scores / scores.sum(axis=-1, keepdims=True),
-    labels=np.where(labels >= 0, labels - first, labels),
-    seconds=time.monotonic() - since,
-  )
+  results = list(scored_batches(loader, step, params, partitioner))
+  if isinstance(loader.question, Passages):
+    return Spans(loader, loader.question.predictions(results), seconds=time.monotonic() - since)
+  probabilities, labels = choices_in_order(results, loader.label_slice, loader.num_examples)
+  return Answers(loader, probabilities, labels, seconds=time.monotonic() - since)
 
 
 def json_lines(rows: Iterable[Mapping]) -> str:

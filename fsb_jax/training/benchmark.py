@@ -11,10 +11,12 @@ from fsb_jax import pretrained, reports, tasks
 from fsb_jax.errors import MissingDataError, UserError
 from fsb_jax.partitioning import Partitioner, multihost
 from fsb_jax.tasks.files import data_directory
+from fsb_jax.tasks.kinds import READING
 from fsb_jax.tasks.new_files import require_new, write_new
 from fsb_jax.tasks.registry import known_tasks
 from fsb_jax.tasks.submissions import PARTS, SUBMISSIONS, check_submission, write_submission, zip_submissions
 from fsb_jax.tasks.text_task import Split, load_split
+from fsb_jax.training import passages
 from fsb_jax.training.answers import answer_split, json_lines
 from fsb_jax.training.benchmark_reports import Scored, describe, report_of_runs, scored
 from fsb_jax.training.evaluate import compiled_eval_step, load_for_use, longest_row, task_loader, warnings_of
@@ -22,7 +24,10 @@ from fsb_jax.training.options import VIEW
 from fsb_jax.training.reporting import say
 
 # The heads of the tasks that can be scored, by view.
-_HEADS = {None: ("sequence_classification",), VIEW: ("sequence_classification", "multiple_choice")}
+_HEADS = {
+  None: ("sequence_classification", READING.head),
+  VIEW: ("sequence_classification", "multiple_choice", READING.head),
+}
 # What MODEL may hold in place of the name of a task and of the number of a training set.
 _TASK, _TRAINING_SET = "{task}", "{split}"
 
@@ -50,7 +55,8 @@ def benchmark(
 
   The folder gets `predictions/` (JSON lines by task and split), `submission_SPLIT.zip` with the files that leaderboards
   take for splits without labels, each checked, and `report.json`, `report.md` and `report.html`. A line per score is
-  printed. A task whose files are not in the data directory is skipped, which the report says too.
+  printed. A task whose files are not in the data directory, or whose model has a head for something else, is skipped,
+  which the report says too.
 
   Args:
     model: a training run's folder, a converted folder, or a Hub folder or id. "{task}" in it stands for the name of a
@@ -59,7 +65,8 @@ def benchmark(
     output_dir: the folder; must not exist yet.
     splits: which splits are scored.
     training_sets: what "{split}" stands for, of `submissions.PARTS`.
-    view: "unimc" asks a model that answers questions with options; None asks classifiers.
+    view: "unimc" asks a model that answers questions with options; None asks classifiers. Reading is asked as it is in
+      either view, of a model of its own.
     feature_lengths: {"inputs": longest row in tokens}.
     batch_size: examples at a time.
     buckets: see `Loader`.
@@ -76,7 +83,8 @@ def benchmark(
     The report.
 
   Raises:
-    UserError: an argument does not fit, a file is malformed, there is no data at all, or the folder exists.
+    UserError: an argument does not fit, a file is malformed, there is no data or no fitting model at all, or the folder
+      exists.
   """
   folder = Path(str(output_dir)).expanduser()
   require_new(folder)
@@ -87,8 +95,9 @@ def benchmark(
   sets = _training_sets(model, training_sets)
   found, missing = _read(asked, splits, data_dir)
   models = {(part, each): model.replace(_TASK, each).replace(_TRAINING_SET, part) for part in sets for each in found}
-  for path in dict.fromkeys(models.values()):
-    pretrained.find_folder(path)
+  unfit = _unfitting(models, view)
+  found = {each: splits for each, splits in found.items() if each not in unfit}
+  models = {(part, each): path for (part, each), path in models.items() if each in found}
   partitioner = Partitioner(mesh, rules)
   multihost.barrier("no output folder yet")
   first = jax.process_index() == 0
@@ -101,15 +110,16 @@ def benchmark(
     if loaded != path:
       say(f"loading {path}")
       (start, params), loaded, step = load_for_use(path, partitioner, dtype, tokenizer), path, None
-    joint = view is None and name in tasks.MIXTURES and start.metadata.label_names == tasks.info(name).label_names
+    member = f"{name}.{each}"
+    joint = view is None and member in tasks.names() and start.metadata.label_names == tasks.info(member).label_names
     for split in found[each]:
       for warning in warnings_of(path, each, split):
         say(f"warning: {warning}")
         seen[warning] = None
       loader = task_loader(
-        f"{name}.{each}" if joint else each, split, start, partitioner,
-        max_length=length, batch_size=batch_size, buckets=buckets, data_dir=data_dir, view=view,
-        max_examples=max_examples,
+        member if joint else each, split, start, partitioner,
+        max_length=length, batch_size=batch_size, buckets=buckets, data_dir=data_dir,
+        view=_asked_of(each, view)[0], max_examples=max_examples,
       )  # fmt: skip
       step = step or compiled_eval_step(start, partitioner, loader.objective)
       answers = answer_split(loader, step, params, partitioner)
@@ -125,9 +135,9 @@ def benchmark(
       if (submit_labelled or not answers.labelled) and max_examples is None and each in SUBMISSIONS:
         submitted.setdefault(split, {})[each, part] = {row.get("id"): row["submitted"] for row in rows}
   settings = {
-    "view": view or "classifier", "splits": ", ".join(splits),
+    "view": view or "as it is", "splits": ", ".join(splits),
     "partial": max_examples and f"{max_examples:,} examples of each split at most, evenly spread over it",
-    "not scored": "; ".join(f"{what}: {why}" for what, why in (left_out | missing).items()),
+    "not scored": "; ".join(f"{what}: {why}" for what, why in (left_out | missing | unfit).items()),
     "seen in training": "; ".join(seen),
   }
   report = report_of_runs(name, model, runs, {key: value for key, value in settings.items() if value})
@@ -158,6 +168,30 @@ def _tasks(task: str | Sequence[str], view: str | None) -> tuple[str, list[str],
   if not asked:
     raise UserError(f"none of {', '.join(every)} can be scored with VIEW {view!r}")
   return name, asked, left_out
+
+
+def _asked_of(task: str, view: str | None) -> tuple[str | None, tuple[str, ...]]:
+  """The view that a task is asked in, and the heads that answer."""
+  head = tasks.info(task).head
+  if head == READING.head:
+    return None, passages.HEADS
+  return view, ("masked_lm",) if view else (head,)
+
+
+def _unfitting(models: Mapping[tuple[str, str], str], view: str | None) -> dict[str, str]:
+  """The tasks whose models have other heads, and which; UserError where there is no other task."""
+  heads = {path: pretrained.find_head(path) for path in dict.fromkeys(models.values())}
+  unfit = {}
+  for (_, each), path in models.items():
+    asked = _asked_of(each, view)[1]
+    if heads[path] not in asked:
+      unfit[each] = f"{path} has a {heads[path]} head, not {' or '.join(asked)}"
+  if unfit.keys() == {each for _, each in models}:
+    whys = "; ".join(f"{each}: {why}" for each, why in unfit.items())
+    raise UserError(f"no task has a model that answers it; {whys}")
+  for each, why in unfit.items():
+    say(f"skipped: {each}: {why}")
+  return unfit
 
 
 def _training_sets(model: str, training_sets: Sequence[str]) -> tuple[str, ...]:

@@ -26,9 +26,9 @@ class Loader:
   padding alone, over which attention has no defined answer).
 
   Attributes:
-    head: the head that the task trains: sequence_classification or masked_lm.
+    head: the head that the task trains, such as sequence_classification or masked_lm.
     objective: the loss that trains it, one of `losses.OBJECTIVES`.
-    label_names: names of the head's outputs; none for masked_lm.
+    label_names: names of the head's outputs; none where they are not labels.
     label_slice: `(start, stop)`, the task's own outputs among them.
     num_examples: how many examples the split has.
     batch_size: examples in a batch, over all hosts.
@@ -54,6 +54,7 @@ class Loader:
     view: str | None = None,
     max_examples: int | None = None,
     cache_dir: str | None = None,
+    head: str | None = None,
   ):
     """Reads and tokenises the split.
 
@@ -74,6 +75,7 @@ class Loader:
       view: "unimc" asks a classification or multiple choice as a question with options, see `options`; None as it is.
       max_examples: take so many of each task at most, see `batching.spread`.
       cache_dir: take the tokens from there, where `tasks.caching.cache_task` put them; None reads the files.
+      head: that answers, where a task may be for several: the taggers; None is the usual one.
 
     Raises:
       UserError: an argument does not fit, or the task's files are missing or malformed.
@@ -95,17 +97,17 @@ class Loader:
     self._padding_side = tokenizer.padding_side
     self._examples = read_examples(
       task_name, split, tokenizer, max_length, seed=seed, by_rates=shuffle, data_dir=data_dir,
-      mixture_rate=mixture_rate, view=view, max_examples=max_examples, cache_dir=cache_dir,
+      mixture_rate=mixture_rate, view=view, max_examples=max_examples, cache_dir=cache_dir, head=head,
     )
     self.question = question = self._examples.question
     lengths = self._examples.tokens.lengths
     self.head, self.label_names, self.label_slice = question.head, question.label_names, question.label_slice
     self.objective = question.objective
-    self.num_examples = len(lengths)
+    self.num_examples = sum(self._examples.sizes)
     self.buckets = bucket_lengths(buckets, lengths, max_length)
     self._batching = Batching(
       lengths, self.buckets, batch_size,
-      shuffle=shuffle, seed=seed, member_sizes=self._examples.sizes, member_counts=self._examples.counts,
+      shuffle=shuffle, seed=seed, member_sizes=self._examples.rows, member_counts=self._examples.counts,
     )
     self.waited = 0.0
 
@@ -125,7 +127,7 @@ class Loader:
     return found.hexdigest()
 
   def raw(self, index: int) -> dict:
-    """The fields of an example as published, or the text of a document's row; `index` is one of `example_ids`."""
+    """The fields of an example as published, or the text of a document's row."""
     if not 0 <= index < self.num_examples:
       raise UserError(f"Example {index} is outside 0..{self.num_examples - 1}.")
     starts = np.cumsum([0, *self._examples.sizes])
@@ -149,7 +151,7 @@ class Loader:
     return self._batching.steps
 
   def example_ids(self, epoch: int, step: int) -> np.ndarray:
-    """The examples of a batch, over all hosts: int32 `[batch]`, -1 for filling rows."""
+    """The rows of a batch, over all hosts: int32 `[batch]`, -1 for filling rows; see `batches`."""
     self._require_step(epoch, step, self.steps_per_epoch() - 1)
     return self._batching.plan(epoch).rows[step].copy()
 
@@ -157,10 +159,11 @@ class Loader:
     """Iterates over this host's part of an epoch's batches, from `start_step` on; threads prepare them ahead.
 
     Each batch has `input_ids`, `attention_mask`, `token_type_ids` int32 `[batch, length]` with one of `buckets` as
-    length, `weights` float32 `[batch]` (0 for filling rows), `example_ids` int32 `[batch]` (-1 for filling rows), and
-    `labels`: for sequence_classification int32 `[batch]` (-1 in a split without labels), for masked_lm int32
-    `[batch, asked]` for `masked_lm_positions` of that shape (-100 where no word is hidden); -100 in filling rows. With
-    the view unimc a batch is one of `encodings.only_asked_unimc`.
+    length, `weights` float32 `[batch]` (0 for filling rows), `example_ids` int32 `[batch]` (-1 for filling rows; of
+    passages the number of the window, of which an example has several), and what the question asks: `labels` for
+    sequence_classification int32 `[batch]` (-1 in a split without labels), for masked_lm int32 `[batch, asked]` for
+    `masked_lm_positions` of that shape (-100 where no word is hidden); -100 in filling rows. With the view unimc a
+    batch is one of `encodings.only_asked_unimc`; of passages see `passages.Passages.ask`, of taggers `tags.Tags.ask`.
     """
     steps = self.steps_per_epoch()
     self._require_step(epoch, start_step, steps)
@@ -217,7 +220,8 @@ class Loader:
     padding = {name: {**self._padding, **self.question.padding}[name] for name in self.question.features}
     batch = self._examples.tokens.padded(rows, length, padding, self._padding_side)
     batch = self.question.ask(batch, rows, epoch if self._shuffle else 0)
-    batch["labels"][filling] = IGNORED
+    if "labels" in batch:
+      batch["labels"][filling] = IGNORED
     return {**batch, "weights": (~filling).astype(np.float32), "example_ids": example_ids}
 
   def _require_step(self, epoch: int, step: int, last: int) -> None:

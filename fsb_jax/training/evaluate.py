@@ -9,9 +9,11 @@ import jax
 import numpy as np
 
 from fsb_jax import checkpoints, models, pretrained, tasks
+from fsb_jax.encodings import TAGGERS
 from fsb_jax.errors import UserError
 from fsb_jax.partitioning import Partitioner, multihost
 from fsb_jax.tasks.new_files import require_new, write_new
+from fsb_jax.training import passages
 from fsb_jax.training.data import Loader
 from fsb_jax.training.losses import OBJECTIVES
 from fsb_jax.training.reporting import say
@@ -89,13 +91,11 @@ def task_names(task: str) -> tuple[str, ...]:
 
 
 def load_for_use(model: str | Path, partitioner: Partitioner, dtype: str, tokenizer: Any) -> tuple[Start, Any]:
-  """A trained classifier and its parameters on the mesh."""
+  """A trained model and its parameters on the mesh."""
   run = models.Run(dtype=dtype, vocab_multiple=partitioner.vocab_multiple)
   start = start_from(
     checkpoint=model, model=None, tokenizer=find_tokenizer(tokenizer, model), head=None, label_names=None, run=run
   )
-  if start.metadata.head not in ("sequence_classification", "masked_lm"):
-    raise UserError(f"{model} has a {start.metadata.head} head; fsb eval scores classifiers and language models")
   boxed = models.abstract_params(start.model)
   partitioner.validate(boxed)
   return start, partitioner.put(start.params, partitioner.shardings(boxed))
@@ -133,15 +133,15 @@ def load_split(task: str, split: str, tokenizer: Any, partitioner: Partitioner, 
 def task_loader(task: str, split: str, start: Start, partitioner: Partitioner, **options) -> Loader:
   """A loader for scoring `start` on a split; UserError where model and task have different labels."""
   say(f"reading {task} {split}")
-  loader = load_split(task, split, start.tokenizer, partitioner, shuffle=False, **options)
+  # Of a kind of task that has several heads, the model's.
+  head = start.metadata.head if start.metadata.head in (*TAGGERS, *passages.HEADS) else None
+  loader = load_split(task, split, start.tokenizer, partitioner, shuffle=False, head=head, **options)
   multihost.require_equal(f"examples of {task} {split}", loader.digest)
   require_positions(start.config, loader.buckets[-1])
   if loader.head != start.metadata.head:
-    raise UserError(
-      f"the model has a {start.metadata.head} head, but task {task} is for {loader.head}; VIEW='unimc' asks "
-      "classes of a masked_lm"
-    )
-  if loader.head == "masked_lm":
+    also = "; VIEW='unimc' asks classes of a masked_lm" if start.metadata.head == "masked_lm" else ""
+    raise UserError(f"the model has a {start.metadata.head} head, but task {task} is for {loader.head}{also}")
+  if not loader.label_names:
     return loader
   if len(loader.label_names) != start.metadata.num_labels:
     raise UserError(
@@ -225,9 +225,14 @@ def describe(what: str, metrics: Mapping[str, float]) -> str:
   """One line for people."""
   if "perplexity" in metrics:
     beside = f"perplexity {metrics['perplexity']:.2f}, {int(metrics['masked_tokens']):,} masked tokens"
+  elif "exact_match" in metrics:
+    beside = f"exact match {metrics['exact_match']:.4f}"
+  elif "precision" in metrics:
+    beside = f"precision {metrics['precision']:.4f}, recall {metrics['recall']:.4f}"
   else:
     beside = f"always the most common label: {metrics['majority_baseline']:.4f}"
+  score = "accuracy" if "accuracy" in metrics else "f1"
   return (
-    f"{what}: accuracy {metrics['accuracy']:.4f} ({beside}), loss {metrics['loss']:.4f}, "
+    f"{what}: {score} {metrics[score]:.4f} ({beside}), loss {metrics['loss']:.4f}, "
     f"{int(metrics['examples']):,} examples"
   )

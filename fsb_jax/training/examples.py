@@ -11,9 +11,12 @@ import numpy as np
 
 from fsb_jax import tasks
 from fsb_jax.errors import UserError
+from fsb_jax.tasks.kinds import READING, TAGGING, Kind
 from fsb_jax.training.batching import spread
 from fsb_jax.training.options import VIEW, encode_options, options_of
+from fsb_jax.training.passages import encode_passages, passages_of
 from fsb_jax.training.questions import Classes, HiddenWords, Question
+from fsb_jax.training.tags import encode_tags, tags_of
 
 _ENCODED_AT_ONCE = 8192  # documents and examples; their raw text is held no longer than that
 
@@ -53,9 +56,15 @@ class Ragged:
     return arrays
 
 
+# What is asked straight of a task's texts, by view or else by kind: the rows of a split, as
+# `(task, split, tokenizer, max_length)` gives them by column, and the question about the rows of all members. Where an
+# example may have several rows the column `first` says which of them begins it.
+_ASKED = {
+  VIEW: (encode_options, options_of), READING: (encode_passages, passages_of), TAGGING: (encode_tags, tags_of)
+}
 # The heads whose tasks are served, by view.
 _HEADS = {
-  None: (Classes.head, HiddenWords.head),
+  None: (Classes.head, HiddenWords.head, *(kind.head for kind in _ASKED if kind != VIEW)),
   VIEW: (Classes.head, HiddenWords.head, "multiple_choice"),
 }
 Fields = Callable[[], list[dict] | None]
@@ -66,11 +75,12 @@ class Examples:
   """A split.
 
   Attributes:
-    tokens: the examples' tokens.
+    tokens: the rows' tokens; an example has one row or, where its text is long, several that follow each other.
     question: what is asked about them: the `head` that answers, the `objective` that scores it, `features` of the rows
       it reads and their `padding` where it is not the tokenizer's.
     fields: per task of a mixture, reads each example's fields as published; None comes where there are none.
     sizes: how many examples each task of a mixture has; they stand one after the other.
+    rows: how many rows.
     counts: how many of them an epoch takes.
   """
 
@@ -78,13 +88,14 @@ class Examples:
   question: Question
   fields: list[Fields]
   sizes: tuple[int, ...]
+  rows: tuple[int, ...]
   counts: tuple[int, ...]
 
 
 def read_examples(
   task_name: str, split: str, tokenizer, max_length: int, *, seed: int, by_rates: bool, data_dir: str | None,
   mixture_rate: Callable[..., float] | None = None, view: str | None = None, max_examples: int | None = None,
-  cache_dir: str | None = None,
+  cache_dir: str | None = None, head: str | None = None,
 ) -> Examples:
   """Reads and tokenises a split of a task or mixture.
 
@@ -100,48 +111,64 @@ def read_examples(
     view: see `Loader`.
     max_examples: see `Loader`.
     cache_dir: see `Loader`.
+    head: see `Loader`.
 
   Raises:
-    UserError: there is no such task or split, or its files are missing or malformed.
+    UserError: there is no such task or split, the head is not for it, or its files are missing or malformed.
   """
   if view not in _HEADS:
     raise UserError(f"unknown VIEW {view!r}; known: {VIEW!r}, or None for the task as it is")
   if view and cache_dir:
     raise UserError(f"VIEW {view!r} reads texts, which CACHE_DIR {cache_dir} does not hold; set one of the two to None")
   provider, members = _seqio_members(task_name, split, tokenizer, data_dir, view)
-  columns, fields = [], []
+  encode, question_of = _ASKED.get(view or _kind(members[0]), (None, None))
+  if encode and cache_dir:
+    raise UserError(f"task {task_name} is read as text, which CACHE_DIR {cache_dir} does not hold; set it to None")
+  columns, fields, sizes = [], [], []
   for task in members:
-    if view:
-      encoded = encode_options(task, split, tokenizer, max_length)
+    if encode:
+      encoded = encode(task, split, tokenizer, max_length)
       published = functools.partial(task.source.fields, split)
     else:
       encoded, published = _encode(task, split, tokenizer, max_length, data_dir, cache_dir)
     if not encoded["input_ids"]:
       raise UserError(f"Task {task.name} has no examples in its split {split!r}.")
+    examples = np.cumsum(encoded.get("first", np.ones(len(encoded["input_ids"])))) - 1
     if max_examples is not None:
-      kept = spread(len(encoded["input_ids"]), max_examples)
-      encoded = {name: [rows[i] for i in kept] for name, rows in encoded.items()}
+      kept = spread(int(examples[-1]) + 1, max_examples)
+      rows = np.flatnonzero(np.isin(examples, kept))
+      encoded = {name: [column[i] for i in rows] for name, column in encoded.items()}
       published = functools.cache(functools.partial(_some_of, published, kept))
+      examples = examples[rows]
+    sizes.append(len(set(examples.tolist())))
     columns.append(encoded)
     fields.append(published)
-  if view:
+  if question_of:
     rows = {name: [row for each in columns for row in each[name]] for name in columns[0]}
-    question = options_of(rows, tokenizer, seed=seed, hides=by_rates)
+    question = question_of(rows, tokenizer, seed=seed, training=by_rates, head=head)
   elif "label" in columns[0]:
     question = Classes(np.concatenate([each["label"] for each in columns]), *_labels(task_name, members))
   else:
     question = _hidden_words(task_name, tokenizer, seed)
-  counts = sizes = [len(each["input_ids"]) for each in columns]
+  if head not in (None, question.head):
+    raise UserError(f"a {head} head does not fit task {task_name}, which is for {question.head}")
+  counts = rows = [len(each["input_ids"]) for each in columns]
   if by_rates and len(members) > 1:
     rates = np.array([_rate(provider, task, split, mixture_rate) for task in members], np.float64)
-    counts = np.round(sum(sizes) * rates / rates.sum()).astype(int).tolist()
+    counts = np.round(sum(rows) * rates / rates.sum()).astype(int).tolist()
   return Examples(
     tokens=Ragged({name: [row for each in columns for row in each[name]] for name in question.features}),
     question=question,
     fields=fields,
     sizes=tuple(sizes),
+    rows=tuple(rows),
     counts=tuple(counts),
   )
+
+
+def _kind(task) -> Kind | None:
+  """The kind of a task of ours that is no classification or plain text."""
+  return getattr(task.source, "kind", None)
 
 
 def _rate(provider, task, split: str, mixture_rate: Callable[..., float] | None) -> float:
@@ -172,10 +199,10 @@ def _seqio_members(task_name: str, split: str, tokenizer, data_dir: str | None, 
   if task_name in tasks.names():
     found = tasks.info(task_name)
     if found.head not in _HEADS[view]:
-      also = "; VIEW='unimc' asks it" if found.head in _HEADS[VIEW] else ""
+      also = next((f"; VIEW={other!r} asks it" for other, heads in _HEADS.items() if found.head in heads), "")
       raise UserError(
         f"Task {task_name} ({found.kind}) is for a {found.head} head, which the loader does not serve yet; it serves "
-        f"{' and '.join(_HEADS[view])}{also}."
+        f"{' and '.join(_HEADS[view])} heads{also}."
       )
     if found.alone:
       logging.getLogger(__name__).warning(
@@ -189,7 +216,11 @@ def _seqio_members(task_name: str, split: str, tokenizer, data_dir: str | None, 
   members = [task for task in every if split in task.splits]
   if not members:
     raise UserError(f"Task {task_name} has no split {split!r}; its splits are {', '.join(sorted(provider.splits))}.")
+  if not view and len({_kind(task) for task in members}) > 1:
+    raise UserError(f"The tasks of {task_name} are of several kinds, which no one head can serve.")
   for task in members:
+    if _kind(task) in _ASKED:
+      continue
     if "input_ids" not in task.output_features or len({"label", "word_ids"} & set(task.output_features)) != 1:
       raise UserError(
         f"Task {task.name} gives the features {', '.join(task.output_features)}; the loader needs input_ids, and label "

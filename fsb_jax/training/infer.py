@@ -1,4 +1,4 @@
-"""Predictions of a trained classifier, as a JSON-lines file."""
+"""Predictions of a trained model, as a JSON-lines file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,13 @@ import jax
 from fsb_jax.errors import UserError
 from fsb_jax.partitioning import Partitioner
 from fsb_jax.tasks.new_files import write_new
-from fsb_jax.training.answers import answer_split, json_lines
+from fsb_jax.training.answers import json_lines
 from fsb_jax.training.evaluate import (
   compiled_eval_step,
   load_for_use,
   longest_row,
   require_new_file,
+  scored_batches,
   task_loader,
   task_names,
 )
@@ -37,7 +38,7 @@ def infer(
   cache_dir: str | None = None,
   view: str | None = None,
 ) -> int:
-  """Writes a line per example, in the split's order: the published fields, then `prediction` and `score`.
+  """Writes a line per example, in the split's order: the published fields, then the question's `predictions`.
 
   The arguments are those of `evaluate`, but that `output_file` is asked for and must not exist yet. Returns how many
   lines were written.
@@ -46,8 +47,8 @@ def infer(
   length = longest_row(feature_lengths)
   partitioner = Partitioner(mesh, rules)
   start, params = load_for_use(model, partitioner, dtype, tokenizer)
-  if view is None and start.metadata.head != "sequence_classification":
-    raise UserError(f"{model} has a {start.metadata.head} head; fsb infer writes the predictions of classifiers")
+  if view is None and start.metadata.head == "masked_lm":
+    raise UserError(f"{model} has a masked_lm head, whose answers fsb infer writes with VIEW='unimc' alone")
   name = getattr(task, "name", task)
   step, records = None, []
   for member in task_names(name):
@@ -59,7 +60,8 @@ def infer(
     step = step or compiled_eval_step(start, partitioner, loader.objective)
     # Of a mixture, a line also says which task it belongs to.
     source = {} if member == name else {"task": member}
-    records += [{**row, **source} for row in answer_split(loader, step, params, partitioner).rows()]
+    found = loader.question.predictions(list(scored_batches(loader, step, params, partitioner)))
+    records += [{**loader.raw(i), **prediction, **source} for i, prediction in enumerate(found)]
   if jax.process_index() == 0:
     write_new(target, json_lines(records))
     say(f"{len(records):,} predictions written to {target}")

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fsb_jax.encodings import IGNORED
+from fsb_jax.encodings import IGNORED, MAX_WIDTH
 from fsb_jax.errors import UserError
-from fsb_jax.models import option_logits
+from fsb_jax.models import option_logits, said_by_tagger
 from fsb_jax.models.crf import crf_log_likelihood
 from fsb_jax.training import contrastive_losses as contrastive
 from fsb_jax.training import extraction_losses as extraction
@@ -231,14 +231,25 @@ def _of_text(name: str, mask: str = "attention_mask") -> Callable[[Batch], jax.A
   return lambda batch: jnp.where(batch[mask] == 1, batch[name], IGNORED)
 
 
-_classes = Objective((ClassTerm("classes", lambda outputs: outputs.logits, _label("labels")),))
+def _said(outputs: Any, batch: Batch) -> Terms:
+  """A tagger's answers, and which positions hold tokens."""
+  mask = batch["attention_mask"]
+  return {**said_by_tagger(outputs, mask, batch["label_mask"], MAX_WIDTH), "attention_mask": mask}
+
+
+_class_terms = (ClassTerm("classes", lambda outputs: outputs.logits, _label("labels")),)
+_classes = Objective(_class_terms)
 
 _span = Objective(
   (
     # The mean of the two.
     ClassTerm("start_positions", lambda outputs: outputs.start_logits, _position("start_positions"), 0.5),
     ClassTerm("end_positions", lambda outputs: outputs.end_logits, _position("end_positions"), 0.5),
-  )
+  ),
+  # The mask says which of the scores are of a row's own tokens.
+  answers=lambda outputs, batch: {
+    "start_logits": outputs.start_logits, "end_logits": outputs.end_logits, "attention_mask": batch["attention_mask"],
+  },
 )
 
 _entities = Objective(
@@ -246,7 +257,8 @@ _entities = Objective(
     # The mean of the two; label 0, nothing begins or ends here, is one of the classes.
     ClassTerm("starts", lambda outputs: outputs.start_logits, _of_text("start_positions"), 0.5),
     ClassTerm("ends", lambda outputs: outputs.end_logits, _of_text("end_positions"), 0.5),
-  )
+  ),
+  answers=_said,
 )
 
 
@@ -278,7 +290,7 @@ def _pairs(batch: Batch) -> jax.Array:
 OBJECTIVES: dict[str, Objective] = {
   "sequence_classification": _classes,
   "multiple_choice": _classes,
-  "token_classification": _classes,
+  "token_classification": Objective(_class_terms, answers=_said),
   "masked_lm": Objective((ClassTerm("masked_lm", lambda outputs: outputs.logits, _label("labels")),)),
   # Each position is asked for the next one's token.
   "causal_lm": Objective(
@@ -362,8 +374,8 @@ OBJECTIVES: dict[str, Objective] = {
   ),
   "question_answering": _span,
   "question_answering_simple": _span,
-  "crf": Objective((Term("crf", _crf_loss, lambda batch: jnp.ones(batch["labels"].shape[:1])),)),
+  "crf": Objective((Term("crf", _crf_loss, lambda batch: jnp.ones(batch["labels"].shape[:1])),), _said),
   "span": _entities,
   "span_hard": _entities,
-  "biaffine": Objective((ClassTerm("pairs", lambda outputs: outputs.span_logits, _pairs, 10.0),)),
+  "biaffine": Objective((ClassTerm("pairs", lambda outputs: outputs.span_logits, _pairs, 10.0),), _said),
 }

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from fsb_jax.encodings import (
   only_asked_unimc,
 )
 from fsb_jax.errors import UserError
-from fsb_jax.training.questions import Results, scores_of_choices
+from fsb_jax.training.questions import Results, choices_in_order, predictions_of_choices, scores_of_choices
 
 VIEW = "unimc"
 # The largest share of a text that is hidden; one row in millions hides so many standard deviations more.
@@ -80,6 +81,11 @@ class Options:
     """See `scores_of_choices`."""
     del loss
     return scores_of_choices(results, self.label_slice)
+
+  def predictions(self, results: Results) -> list[dict[str, Any]]:
+    """See `predictions_of_choices`."""
+    probabilities, _ = choices_in_order(results, self.label_slice, len(self.items))
+    return predictions_of_choices(probabilities, self.options)
 
   def ask(self, batch: dict[str, np.ndarray], rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
     """The batch of these examples as `encodings.only_asked_unimc` gives it.
@@ -166,8 +172,11 @@ def _chid_rows(fields: Sequence[Mapping]) -> tuple[list[dict], dict[str, int] | 
 _PUBLISHED_ROWS = {"c3": _c3_rows, "chid": _chid_rows}
 
 
-def options_of(rows: Mapping[str, Sequence], tokenizer, *, seed: int, hides: bool) -> Options:
+def options_of(
+  rows: Mapping[str, Sequence], tokenizer, *, seed: int, training: bool, head: str | None
+) -> Options:
   """What is asked about the rows of `encode_options`; UserError where nothing is asked of a row with one option."""
+  del head
   alone = next((number for number, item in enumerate(rows["item"]) if len(item["choice"]) < 2), None)
   if alone is not None:
     only = rows["item"][alone]["choice"][0]
@@ -181,5 +190,5 @@ def options_of(rows: Mapping[str, Sequence], tokenizer, *, seed: int, hides: boo
     mask_id=tokenizer.mask_token_id,
     vocab_size=len(tokenizer),
     seed=seed,
-    hides=hides,
+    hides=training,
   )

@@ -1,13 +1,13 @@
 """What each kind of task asks of a model about its examples, and how the answers are scored."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from fsb_jax.encodings import asked_positions, mask_words
-from fsb_jax.tasks.metrics import accuracy, majority_baseline, predicted_labels
+from fsb_jax.tasks.metrics import accuracy, in_order, majority_baseline, predicted_labels
 
 # The results of `evaluate.scored_batches`.
 Results = Sequence[Mapping[str, np.ndarray]]
@@ -44,6 +44,9 @@ class Question(Protocol):
 
   def scores(self, results: Results, loss: float) -> dict[str, float]:
     """The scores of all rows of a split, each in one of the results; `loss` is that of all of them."""
+
+  def predictions(self, results: Results) -> list[dict[str, Any]]:
+    """What the model answered to every example of a split, in its order, by name; hidden words have none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +92,11 @@ class Classes:
     """See `scores_of_choices`."""
     del loss
     return scores_of_choices(results, self.label_slice)
+
+  def predictions(self, results: Results) -> list[dict[str, Any]]:
+    """See `predictions_of_choices`."""
+    probabilities, _ = choices_in_order(results, self.label_slice, len(self.labels))
+    return predictions_of_choices(probabilities, self.options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,3 +160,45 @@ def scores_of_choices(results: Results, label_slice: tuple[int, int]) -> dict[st
   labels = np.concatenate([result["labels"] for result in results])
   predictions = np.concatenate([predicted_labels(result["logits"], label_slice) for result in results])
   return {**accuracy(labels, predictions), "majority_baseline": majority_baseline(labels)}
+
+
+def choices_in_order(
+  results: Results, label_slice: tuple[int, int], num_examples: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """How likely each choice is, and which is right, in the order of the examples.
+
+  Args:
+    results: with `example_ids` and `labels` `[rows]`, and `logits` `[rows, choices]`, in any order.
+    label_slice: `(start, stop)`, the task's own choices among them.
+    num_examples: how many examples there are.
+
+  Returns:
+    Probabilities, float64 `[examples, stop - start]`, 0 beyond an example's own choices; and the place of the right
+    one, int64 `[examples]`, negative in a split without labels.
+  """
+  first, last = label_slice
+  batches = []
+  for result in results:
+    logits = np.full((len(result["labels"]), last - first), -np.inf)
+    # Short rows have no room for as many options as the longest list.
+    asked = result["logits"][:, first:last]
+    logits[:, : asked.shape[1]] = asked
+    batches.append({"example_ids": result["example_ids"], "labels": result["labels"], "logits": logits})
+  found = in_order(batches, num_examples)
+  scores = np.exp(found["logits"] - found["logits"].max(axis=-1, keepdims=True))
+  labels = found["labels"].astype(np.int64)
+  return scores / scores.sum(axis=-1, keepdims=True), np.where(labels >= 0, labels - first, labels)
+
+
+def predictions_of_choices(probabilities: np.ndarray, options: Callable[[int], Sequence[str]]) -> list[dict[str, Any]]:
+  """Every example's likeliest choice in words, `prediction`, and how likely it is, `score`.
+
+  Args:
+    probabilities: see `choices_in_order`.
+    options: an example's choices in words.
+  """
+  places = probabilities.argmax(axis=-1)
+  return [
+    {"prediction": options(i)[place], "score": round(float(probabilities[i, place]), 6)}
+    for i, place in enumerate(places)
+  ]

@@ -41,7 +41,7 @@ def train_seeds(train: Callable, seeds: Sequence[int], arguments: Mapping[str, A
     temporary = folder / "seeds.json.tmp"
     temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     temporary.replace(folder / "seeds.json")
-    shown = [name for name in ("accuracy", "perplexity", "loss") if name in mean]
+    shown = [name for name in ("accuracy", "f1", "perplexity", "loss") if name in mean]
     for name in shown:
       print(f"{name} over {len(seeds)} seeds: {mean[name]:.4f} ± {spread[name]:.4f} (standard deviation)", flush=True)
   return mean

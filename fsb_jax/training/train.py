@@ -54,6 +54,7 @@ def train(
   initial_checkpoint_path: str | None = None,
   model: SizedModel | None = None,
   tokenizer: Any = None,
+  head: str | None = None,
   feature_lengths: Mapping[str, int] = {"inputs": 128},
   dropout_rate: float | None = None,
   microbatches: int = 1,
@@ -82,7 +83,8 @@ def train(
 
   Args:
     model_dir: where checkpoints, metrics, the tokenizer and the gin config go. Processes that train together share it.
-    task: name of a task or mixture, or a task from `tasks.table_task`; it decides the head.
+    task: name of a task or mixture, or a task from `tasks.table_task`; it decides the head, but
+      for `head`.
     train_steps: updates in all.
     batch_size: examples per update, over all devices.
     optimizer: an optax transformation.
@@ -90,6 +92,8 @@ def train(
     initial_checkpoint_path: Hub folder, Hub id or folder of ours to start from.
     model: a size to train from scratch instead.
     tokenizer: a tokenizer or its folder, where it is not the checkpoint's.
+    head: to train, where the task may be for several: "token_classification" (the usual one), "crf", "span" or
+      "biaffine" of named entities.
     feature_lengths: {"inputs": longest text in tokens}.
     dropout_rate: replaces the config's dropout.
     microbatches: parts a batch is cut into to save memory.
@@ -98,8 +102,8 @@ def train(
     periods: how often to report, score and save.
     keep_checkpoints: how many of the newest stay; the best one always does.
     keep_every: also keep the checkpoints of every so many steps.
-    best_metric: what of the validation scores makes a step the best; accuracy, or the loss of a language model, if not
-      given.
+    best_metric: what of the validation scores makes a step the best; accuracy, the f1 of a tagger, or the loss of a
+      language model, if not given.
     levers: what differs from a plain update.
     run: dtypes, scan, remat, attention.
     mesh: sizes of the mesh axes.
@@ -145,7 +149,7 @@ def train(
   loader, scored = _loaders(
     task, tokenizer, partitioner, batch_size, eval_batch_size or batch_size, seed=seed, buckets=buckets,
     max_length=evaluation.longest_row(feature_lengths), data_dir=data_dir, cache_dir=cache_dir,
-    train_split=train_split, validation_split=validation_split, mixture_rate=mixture_rate, view=view,
+    train_split=train_split, validation_split=validation_split, mixture_rate=mixture_rate, view=view, head=head,
   )
   run = dataclasses.replace(run, vocab_multiple=partitioner.vocab_multiple)
   what = dict(model=model, tokenizer=tokenizer, head=loader.head, label_names=loader.label_names or None, run=run)

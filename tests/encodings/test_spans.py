@@ -168,3 +168,23 @@ def test_gold_answers_of_cmrc_come_back_through_the_windows(tmp_path, every, max
     recovered += 1
     in_several += len(holding) > 1
   assert recovered > 0.97 * len(usable) and in_several > 0.25 * len(usable)
+
+
+def test_ratings_are_shared_out_among_the_best():
+  offsets = [np.array([[-1, -1], *[[i, i + 1] for i in range(5)], [-1, -1]])]
+  random = np.random.default_rng(0)
+  starts, ends = ([random.normal(size=9).astype(np.float32)] for _ in range(2))  # two of padding
+  best = spans.best_answers(starts, ends, offsets, "今天气真好", count=20, max_tokens=2)
+  assert len(best) == 9
+  scores = np.exp([answer.score for answer in best])
+  found = spans.rated_answers(starts, ends, offsets, "今天气真好", max_tokens=2)
+  assert [answer[:3] for answer in found] == [answer[:3] for answer in best]
+  np.testing.assert_allclose([answer.score for answer in found], scores / scores.sum(), rtol=1e-12)
+  # That there is none stands among them, as likely as the window's first token says.
+  none = float(starts[0][0]) + float(ends[0][0])
+  found = spans.rated_answers(starts, ends, offsets, "今天气真好", max_tokens=2, may_have_none=True)
+  place = sum(answer.score >= none for answer in best)
+  assert found[place][:3] == ("", 0, 0) and len(found) == 10
+  assert found[place].score == pytest.approx(np.exp(none) / (scores.sum() + np.exp(none)))
+  # Where there is no span at all it is the only one.
+  assert spans.rated_answers(starts, ends, [np.full((7, 2), -1)], "  ") == [("", 0, 0, 1.0)]

@@ -136,7 +136,7 @@ def test_mistakes_are_told_before_the_model_is_read(tmp_path, arguments, message
 
 
 def test_options_are_for_zero_shot_alone():
-  with pytest.raises(UserError, match="--choice and --question are for zero_shot, not for text_classification"):
+  with pytest.raises(UserError, match="--choice is for zero_shot and --question .*, not for text_classification"):
     CliRunner().invoke(
       app, ["predict", "text_classification", "--model", "no/such", "--text", "好", "--choice", "一"],
       catch_exceptions=False,

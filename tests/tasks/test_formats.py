@@ -60,7 +60,7 @@ def test_squad(tmp_path):
       {"id": 0, "text": context, "question": "猫几岁？", "answers": ["三岁"], "starts": [3]},
       # The row's place is not where it stands: the nearest one is.
       {"id": 1, "text": context, "question": "狗几岁？", "answers": ["三岁"], "starts": [9]},
-      {"id": 2, "text": context, "question": "鸟呢？", "answers": [], "starts": []},
+      {"id": 2, "text": context, "question": "鸟呢？", "answers": [""], "starts": [-1]},
     ]
     assert load_split(known_tasks()[name], "train", tmp_path).fields[1]["id"] == "Q2"
 
@@ -75,6 +75,9 @@ def test_hidden_answers_are_left_out(tmp_path):
   assert examples("cmrc2018", "test", tmp_path)[0]["answers"] == []
   # Elsewhere yes and no are answers that do not stand in the passage.
   assert examples("cmrc2018", "validation", tmp_path)[0]["starts"] == [-1]
+  hidden["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["text"] = "YES"
+  write(tmp_path / "cjrc" / "test.json", hidden)
+  assert examples("cjrc", "test", tmp_path)[0]["answers"] == ["YES"]
 
 
 def test_c3_joins_dialogues_and_texts(tmp_path):
@@ -273,6 +276,11 @@ def test_an_encoded_row_of_a_reading_is_one_window(tmp_path, tokenizer):
     found = row["input_ids"][row["start_positions"] : row["end_positions"] + 1]
     assert tokenizer.decode(found) == answer
   assert rows[1]["start_positions"] - rows[0]["start_positions"] == 6
+  # What stands nowhere is not to be found anywhere.
+  nowhere = {"id": 0, "text": "猫今年三岁。", "question": "猫几岁？", "answers": ["两岁"], "starts": [-1]}
+  for example in (nowhere, {**nowhere, "answers": [], "starts": []}):
+    found = known_tasks()["drcd"].kind.encode(tokenizer, [example], (), None)
+    assert (found["start_positions"], found["end_positions"]) == ([-100], [-100])
   # Cut into windows of which one holds each answer.
   cut = rows_of("drcd", tmp_path, tokenizer, 70)
   assert len(cut) == 3 and max(len(row["input_ids"]) for row in cut) <= 70

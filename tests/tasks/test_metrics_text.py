@@ -30,6 +30,8 @@ def by_hand(answers, prediction):
     return found
 
   def f1(answer):
+    if not answer:  # there is none
+      return float(not bare(prediction))
     true, said = pieces(answer), pieces(prediction)
     runs = {tuple(true[i:j]) for i in range(len(true)) for j in range(i + 1, len(true) + 1)}
     mine = [(i, j) for i in range(len(said)) for j in range(i + 1, len(said) + 1)]
@@ -67,6 +69,8 @@ def test_reading_comprehension_is_that_of_a_slow_implementation(questions):
     (["在1963年"], "1963年5月", 0, 2 * 2 / (3 + 4)),  # 在 1963 年; 1963 年 5 月
     (["天…"], "天", 0, 2 * 1 / (2 + 1)),  # the official list holds …… as one sign, which no sign equals
     (["天"], "", 0, 0),
+    ([""], "", 1, 1),  # the passage holds no answer
+    ([""], "天", 0, 0),
   ],
 )
 def test_reading_comprehension_by_hand(answers, prediction, exact, f1):

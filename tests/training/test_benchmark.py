@@ -59,7 +59,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(data, tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs") / "out"
-  names = ["eprstmt", "cslf", "chidf", "bustm", "cmrc2018"]
+  names = ["eprstmt", "cslf", "chidf", "bustm", "resume"]
   return folder, benchmark(model=str(MODEL), task=names, output_dir=str(folder), data_dir=str(data), **ASKED)
 
 
@@ -126,7 +126,7 @@ def test_the_benchmarks_own_rule_is_scored_beside(done, answered):
 
 def test_the_report_says_what_is_missing_and_the_mean(done):
   folder, report = done
-  for said in ("cmrc2018: reading", "bustm test_public: no file", "bustm test: no file", "chidf test: no file"):
+  for said in ("resume: tagging", "bustm test_public: no file", "bustm test: no file", "chidf test: no file"):
     assert said in report.settings["not scored"]
   *scored, average = report.tasks
   assert average.task == "average of 3 tasks" and average.examples == 21 + 19 + 9
@@ -193,7 +193,7 @@ def test_a_part_is_marked_and_not_handed_in(data, tmp_path, monkeypatch, capsys)
   ("changes", "message"),
   [
     ({"task": "nothing"}, "There is no task 'nothing'"),
-    ({"task": "cmrc2018"}, "none of cmrc2018 can be scored with VIEW 'unimc'"),
+    ({"task": "resume"}, "none of resume can be scored with VIEW 'unimc'"),
     ({"task": "bustm"}, "the data directory has no file of bustm for test_public"),
     ({"splits": "test"}, "SPLITS must be a list of splits"),
     ({"splits": ("tests",)}, "Task eprstmt has no split 'tests'"),

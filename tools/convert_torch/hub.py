@@ -309,6 +309,12 @@ def _own_head(family: models.Family, hf_config: Mapping[str, Any], required: boo
   return family.architectures.get(architectures[0]) if architectures else None
 
 
+def hub_head(folder: Path | str) -> str:
+  """The head that a Hub folder's config.json names; UserError where it names none that we know."""
+  hf_config, _ = open_source(Path(folder))
+  return _own_head(models.family_of_hub_config(hf_config), hf_config, required=True)
+
+
 def require_shapes(have: Mapping[str, tuple], want: Mapping[str, tuple], what: str) -> None:
   """UserError listing what parameters of shapes `have` lack, or have too many, of those that `what` has, `want`."""
   problems = [f"  + {path} {shape}" for path, shape in have.items() if path not in want]
