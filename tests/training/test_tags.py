@@ -20,6 +20,7 @@ from fsb_jax.training.data import Loader
 from fsb_jax.training.evaluate import describe, evaluate
 from fsb_jax.training.infer import infer
 from fsb_jax.training.loop import Periods
+from fsb_jax.training.optimizers import adamw, schedule
 
 DATA_DIR = Path(os.environ.get("FSB_DATA_DIR", Path(__file__).parents[3] / "shared" / "data"))
 NAME, TITLE = ("张王李", "明华强"), ("教经", "授理")
@@ -174,17 +175,33 @@ def test_mistakes_are_told(tokenizer, data_dir, tmp_path):
     loader_of(tokenizer, None, table.name, "train", head="crf")
 
 
+@pytest.fixture(scope="module")
+def small_bert(tokenizer, tmp_path_factory):
+  """Weights so wide that what stands before a head of several layers reaches its scores."""
+  import transformers
+
+  folder = tmp_path_factory.mktemp("small_bert")
+  config = transformers.BertConfig(
+    vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128,
+    initializer_range=0.15, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+  )  # fmt: skip
+  transformers.BertModel(config).save_pretrained(folder)
+  return folder
+
+
 def trained(folder, tokenizer, data_dir, steps, **changes):
+  rate = schedule(learning_rate=3e-3, train_steps=steps, warmup_ratio=0.1)
   return run(
-    folder, "resume", tokenizer, steps, data_dir=str(data_dir), feature_lengths=LENGTH, buckets=(24,),
-    mesh=make_mesh(devices=jax.devices()[:1]), periods=Periods(log=20), **changes,
+    folder, "resume", tokenizer, steps, learning_rate=rate, optimizer=adamw(learning_rate=rate), buckets=(24,),
+    feature_lengths=LENGTH, data_dir=str(data_dir), mesh=make_mesh(devices=jax.devices()[:1]),
+    periods=Periods(log=20), **changes,
   )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def finished(tokenizer, data_dir, tmp_path_factory):
+def finished(small_bert, tokenizer, data_dir, tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs") / "linear"
-  return folder, trained(folder, tokenizer, data_dir, 60)
+  return folder, trained(folder, tokenizer, data_dir, 60, model=None, initial_checkpoint_path=str(small_bert))
 
 
 def test_it_learns(finished):
@@ -244,8 +261,9 @@ def test_transformers_reads_what_is_exported(finished, tokenizer, data_dir, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["crf", "span", "biaffine"])
-def test_every_head_learns_and_answers(head, tokenizer, data_dir, tmp_path):
-  metrics = trained(tmp_path / "run", tokenizer, data_dir, 90, head=head)
+def test_every_head_learns_and_answers(head, small_bert, tokenizer, data_dir, tmp_path):
+  start = dict(model=None, initial_checkpoint_path=str(small_bert))
+  metrics = trained(tmp_path / "run", tokenizer, data_dir, 150, head=head, **start)
   assert metrics["f1"] > 0.9
   asked = dict(model=str(tmp_path / "run"), task="resume", feature_lengths=LENGTH, buckets=(24,))
   assert evaluate(**asked, data_dir=str(data_dir))["resume"] == pytest.approx(metrics, rel=1e-5)
