@@ -71,25 +71,24 @@ def encode_windows(
       f"max_length {max_length} leaves no room for the passage beside {special} special tokens and a question of "
       f"{max_question}; raise it or lower max_question."
     )
-  first, last = (np.flatnonzero(sequences == i) for i in (0, 1))
-  stand_ins = {first[0], last[0]}
+  # Of several tokens of a stand-in the first is enough.
+  stand_ins = [np.flatnonzero(sequences == i)[0] for i in (0, 1)]
+  places = [i for i, sequence in enumerate(sequences) if sequence < 0 or i in stand_ins]
   windows = {"input_ids": [], "token_type_ids": [], "offsets": [], "example": []}
   for example, (question, passage) in enumerate(zip(asked, told)):
-    question_ids = question.ids[:max_question]
+    question_ids, passage_ids = question.ids[:max_question], np.array(passage.ids, np.int32)
+    passage_offsets = np.array(passage.offsets, np.int32).reshape(-1, 2)
     room = max_length - special - len(question_ids)
-    for start in _starts(len(passage.ids), room, min(stride, room)):
-      part = slice(start, start + room)
-      ids, row_types, offsets = [], [], []
-      for i, (token, sequence) in enumerate(zip(frame.ids, sequences)):
-        if sequence >= 0 and i not in stand_ins:
-          continue  # of several tokens of a stand-in the first is enough
-        piece = [[token], question_ids, passage.ids[part]][sequence + 1]
-        ids += piece
-        row_types += [types[i]] * len(piece)
-        offsets += passage.offsets[part] if sequence == 1 else [(-1, -1)] * len(piece)
-      windows["input_ids"].append(np.array(ids, np.int32))
-      windows["token_type_ids"].append(np.array(row_types, np.int32))
-      windows["offsets"].append(np.array(offsets, np.int32).reshape(-1, 2))
+    for start in _starts(len(passage_ids), room, min(stride, room)):
+      part = passage_ids[start : start + room]
+      pieces = [([frame.ids[i]], question_ids, part)[sequences[i] + 1] for i in places]
+      lengths = [len(piece) for piece in pieces]
+      offsets = np.full((sum(lengths), 2), -1, np.int32)
+      begin = sum(lengths[: places.index(stand_ins[1])])
+      offsets[begin : begin + len(part)] = passage_offsets[start : start + room]
+      windows["input_ids"].append(np.concatenate(pieces).astype(np.int32))
+      windows["token_type_ids"].append(np.repeat(types[places], lengths))
+      windows["offsets"].append(offsets)
       windows["example"].append(example)
   return windows
 

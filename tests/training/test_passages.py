@@ -305,7 +305,7 @@ def test_sets_together_are_asked_as_each_alone(data, courts, tokenizer):
 
   (courts / "cmrc2018").symlink_to(data / "cmrc2018")
   tasks.register(tokenizer, courts)
-  names = ("cmrc2018", "cjrc")
+  names = ("cjrc", "cmrc2018")  # in the order that SeqIO gives them
   seqio.MixtureRegistry.add("both_sets", list(names), default_rate=seqio.mixing_rate_num_examples)
   try:
     both = Loader("both_sets", "validation", tokenizer, LENGTH, 4, shuffle=False, data_dir=courts)
