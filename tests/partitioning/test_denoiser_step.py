@@ -52,7 +52,17 @@ def one_step(partitioner, adapted):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("adapted", [False, True], ids=["kernels", "factors"])
-@pytest.mark.parametrize("mesh", [{"data": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize(
+  "mesh",
+  [
+    {"data": 8},
+    {"fsdp": 8},
+    {"tensor": 8},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    {"fsdp": 2, "tensor": 2, "sequence": 2},
+  ],
+  ids=str,
+)
 def test_a_step_equals_that_of_one_device(mesh, adapted):
   with jax.enable_x64(True):
     _, expected, want = one_step(Partitioner(make_mesh(devices=jax.devices()[:1])), adapted)
