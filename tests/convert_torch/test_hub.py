@@ -11,8 +11,8 @@ from convert_torch.weights import table
 from tiny_hub import (
   DECODERS,
   ENCODER_DECODERS,
+  EVERY_FAMILY,
   EVERY_HEAD,
-  FAMILIES,
   LM,
   TAKING_TURNS,
   assert_close,
@@ -82,7 +82,7 @@ def test_round_trip(tmp_path, family, head):
   assert_transformers_takes(save_as_hub(tmp_path / "from_unrolled", unrolled), tmp_path / "hub", model)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_unrolled_layers_and_a_padded_vocabulary_compute_the_same(tmp_path, family):
   model = torch_model(family, LM[family])
   model.save_pretrained(tmp_path / "hub")
@@ -106,7 +106,7 @@ def test_unrolled_layers_compute_the_same_for_every_head(tmp_path, family, head)
     assert_close(ours[name], reference)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_untied_decoder(tmp_path, family):
   model = torch_model(family, LM[family], tie_word_embeddings=False)
   model.save_pretrained(tmp_path / "hub")

@@ -13,7 +13,7 @@ from fsb_jax.training.losses import OBJECTIVES
 
 # Every day each family's every third folder.
 FOLDERS = [
-  pytest.param(family, folder, id=folder.name, marks=[] if place % 3 == 0 else pytest.mark.slow)
+  pytest.param(family, folder, id=folder.name, marks=[] if place % 5 == 0 else pytest.mark.slow)
   for family, name in ORIGINALS.items()
   for place, folder in enumerate(sorted(ALL.glob(f"{name}_*")))
 ]

@@ -7,7 +7,7 @@ import torch
 from convert_torch import engine
 from convert_torch.hub import param_shapes
 from convert_torch.weights import Row, table
-from tiny_hub import EVERY_HEAD, FAMILIES, HEADS, torch_class, torch_config
+from tiny_hub import EVERY_FAMILY, EVERY_HEAD, HEADS, torch_class, torch_config
 
 from fsb_jax import models
 from fsb_jax.errors import UserError
@@ -51,7 +51,7 @@ def test_names_and_shapes_are_those_of_transformers(family, head, tie, scan):
   assert ours == {name: shape for name, shape in theirs.items() if name not in tied | constant}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_every_row_is_used_by_some_head(family):
   heads = [head for name, head in EVERY_HEAD if name == family]
   used = {

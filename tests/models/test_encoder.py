@@ -14,7 +14,7 @@ from fsb_jax.errors import UserError
 from fsb_jax.models.config import Dropout
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_vocabulary_padding_changes_no_real_row(tied):
   with jax.enable_x64(True):
     plain, padded = (

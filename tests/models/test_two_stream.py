@@ -58,8 +58,8 @@ def run_both(batch, scan=True, **changes):
   "left_out,changes",
   [
     ((), dict(mem_len=9)),
-    (("mems",), dict(mem_len=None, clamp_len=4)),
-    (("target_mapping", "perm_mask"), dict(mem_len=5, reuse_len=6)),
+    pytest.param(("mems",), dict(mem_len=None, clamp_len=4), marks=pytest.mark.slow),
+    pytest.param(("target_mapping", "perm_mask"), dict(mem_len=5, reuse_len=6), marks=pytest.mark.slow),
     pytest.param(("attention_mask", "token_type_ids"), dict(mem_len=30), marks=pytest.mark.slow),
   ],
   ids=["everything", "no memory", "one stream", "no masks"],

@@ -21,8 +21,8 @@ from fsb_jax.training.step import Update, abstract_state
 
 HEAD = "pretraining"
 MESHES = [
-  {"data": 8},
-  {"fsdp": 8},
+  pytest.param({"data": 8}, marks=pytest.mark.slow),
+  pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
   {"tensor": 8},
   {"data": 2, "fsdp": 2, "tensor": 2},
   pytest.param({"fsdp": 2, "tensor": 2, "sequence": 2}, marks=pytest.mark.slow),

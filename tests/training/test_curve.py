@@ -76,7 +76,7 @@ def our_curve(pair, params, microbatches, clip):
   "family,head,clip,microbatches,scan",
   [
     ("bert", "masked_lm", None, (1, 2, 4), True),
-    ("megatron_bert", "sequence_classification", 5.5, (1, 4), False),
+    pytest.param("megatron_bert", "sequence_classification", 5.5, (1, 4), False, marks=pytest.mark.slow),
   ],
 )
 def test_curve_is_that_of_pytorch(family, head, clip, microbatches, scan):

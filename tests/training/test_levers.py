@@ -21,7 +21,9 @@ from fsb_jax.training.optimizers import adamw
 from fsb_jax.training.step import Update, abstract_state
 
 STEPS, LEARNING_RATE, WEIGHT_DECAY = 4, 3e-3, 0.1
-LAYOUTS = pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+LAYOUTS = pytest.mark.parametrize(
+  "scan", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["scanned", "unrolled"]
+)
 # Whole parameters, some of a stack and others not, a layer of it, and half a learning rate.
 RATES = {r"^token_type_embed|embedding_norm": 0.0, r"layers_\d/mlp/wi/": 0, r"layers_0/": 0.0, r"layers_1/": 0.5}
 
@@ -165,7 +167,11 @@ class FGM:
 
 @pytest.mark.parametrize(
   "ours,theirs,scan",
-  [(None, "word_embeddings", True), (None, "word_embeddings", False), ("_embed/", "_embeddings", True)],
+  [
+    (None, "word_embeddings", True),
+    pytest.param(None, "word_embeddings", False, marks=pytest.mark.slow),
+    pytest.param("_embed/", "_embeddings", True, marks=pytest.mark.slow),
+  ],
 )
 def test_fast_gradient_method(ours, theirs, scan):
   def adversarial(model, batch):

@@ -334,7 +334,7 @@ def test_clipping_is_by_the_norm_of_all_gradients(norm, expected):
 
 
 @pytest.mark.parametrize("family", LM)
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_decay_takes_kernels_and_embeddings_of_real_models(family, scan):
   size = next(iter(models.family(family).sizes))
   model = models.build(family, models.sized(family, size, scan_layers=scan), LM[family])

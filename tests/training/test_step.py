@@ -95,7 +95,7 @@ def test_tokens_of_a_dense_mask_are_those_some_query_sees():
   assert metrics["tokens"] == REAL.sum()
 
 
-@pytest.mark.parametrize("microbatches", [2, 4])
+@pytest.mark.parametrize("microbatches", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_microbatches_with_filling_rows_are_the_whole_batch(microbatches):
   model, params = made("masked_lm")
   # The filling rows leave the last microbatches with fewer rows, the last of four with none.

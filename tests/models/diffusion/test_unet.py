@@ -85,7 +85,7 @@ def assert_close(ours, reference, tolerance=1e-9):
   ("name", "size", "run"),
   [
     ("sd1", 8, {}),
-    ("sdxl", 8, {"scan_layers": False}),
+    pytest.param("sdxl", 8, {"scan_layers": False}, marks=pytest.mark.slow),
     pytest.param("sdxl", 8, {"remat": "full"}, marks=pytest.mark.slow),
     # An odd size: rounded up on the way down.
     pytest.param("sd2", 7, {}, marks=pytest.mark.slow),
