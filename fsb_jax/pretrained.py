@@ -203,6 +203,14 @@ def require_readable(tokenizer: Any, config: models.TransformerConfig) -> None:
     )
 
 
+def require_tokenizer(loaded: Loaded, path: str | Path) -> Any:
+  """The tokenizer of what was loaded from `path`; UserError where there is none, or the model does not read its ids."""
+  if loaded.tokenizer is None:
+    raise UserError(f"{path} holds no tokenizer; copy vocab.txt or tokenizer.json into it")
+  require_readable(loaded.tokenizer, loaded.config)
+  return loaded.tokenizer
+
+
 def _generation_config(folder: Path, hf_config: Mapping[str, Any]) -> dict | None:
   """What a folder says of generation; its config.json where `generation_config.json` does not."""
   said = {name: hf_config[name] for name in _GENERATION_FIELDS if hf_config.get(name) is not None}

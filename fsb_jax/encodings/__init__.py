@@ -21,6 +21,7 @@ from fsb_jax.encodings.pairs import cut_pairs, encode_bare, encode_pairs
 from fsb_jax.encodings.shifting import shift_right
 from fsb_jax.encodings.spans import (
   NO_ANSWER,
+  SPAN_HEADS,
   WINDOW_STRIDE,
   Answer,
   answer_positions,
@@ -67,6 +68,7 @@ __all__ = [
   "IGNORED",
   "MAX_WIDTH",
   "NO_ANSWER",
+  "SPAN_HEADS",
   "TAGGERS",
   "TEMPLATES",
   "WINDOW_STRIDE",

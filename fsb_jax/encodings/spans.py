@@ -13,6 +13,8 @@ from fsb_jax.errors import UserError
 
 # Where a window that does not hold the answer points: its first token, which is special.
 NO_ANSWER = 0
+# The head that finds answers, as transformers names it of most models, and of XLNet.
+SPAN_HEADS = ("question_answering", "question_answering_simple")
 # Tokens from where a window begins to where the next one does, as in the original's reading tasks.
 WINDOW_STRIDE = 128
 # Among so many answers the scores of `rated_answers` are shared out, as in BERT's own code for SQuAD.

@@ -64,7 +64,7 @@ class Tagger:
     return np.array([may_be(name) for name in names])
 
 
-def tag_classes(kinds: Sequence[str]) -> tuple[str, ...]:
+def _tag_classes(kinds: Sequence[str]) -> tuple[str, ...]:
   """B and I of every kind of entity."""
   return tuple(f"{prefix}-{kind}" for kind in kinds for prefix in "BI")
 
@@ -101,7 +101,7 @@ def _entities_in_pairs(said, offsets, names) -> list[Entity]:
 
 
 _TAGS = Tagger(
-  tag_classes, lambda name: name.partition("-")[2], OUTSIDE, {"labels": IGNORED}, _tag_targets, _entities_in_tags
+  _tag_classes, lambda name: name.partition("-")[2], OUTSIDE, {"labels": IGNORED}, _tag_targets, _entities_in_tags
 )
 _SPANS = Tagger(
   tuple, str, SPECIAL_LABELS[0], {"start_positions": 0, "end_positions": 0}, _span_targets, _entities_in_spans

@@ -153,7 +153,9 @@ def tag_labels(tags: Sequence[str], offsets: np.ndarray, names: Sequence[str]) -
     raise UserError(f"a text has {offsets.max()} characters or more but {len(tags)} tags; give one for each")
   labels = np.full(len(offsets), _number(OUTSIDE, names), np.int32)
   text = offsets[:, 0] >= 0
-  labels[text] = [_number(_inner_as_i(tags[character]), names) for character in offsets[text, 0]]
+  said = [tags[character] for character in offsets[text, 0]]
+  numbers = {tag: _number(_inner_as_i(tag), names) for tag in {*said}}
+  labels[text] = [numbers[tag] for tag in said]
   return labels
 
 

@@ -1,6 +1,6 @@
 """Rows of tokens as batches of few shapes, so that few are compiled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -37,3 +37,13 @@ def padded(
     for name in names[:2]:
       batch[name][i, place] = encoded[name][row]
   return batch
+
+
+def batches(
+  tokenizer, encoded: Mapping[str, Sequence[np.ndarray]], batch_size: int, max_length: int
+) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+  """All rows in batches of at most `batch_size`, those of one length together: which ones, and `padded` of them."""
+  order = np.argsort([len(ids) for ids in encoded["input_ids"]], kind="stable").tolist()
+  for first in range(0, len(order), batch_size):
+    rows = order[first : first + batch_size]
+    yield rows, padded(tokenizer, encoded, rows, max_length)

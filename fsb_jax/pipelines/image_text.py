@@ -10,7 +10,7 @@ import numpy as np
 
 from fsb_jax import checkpoints, encodings
 from fsb_jax.errors import UserError
-from fsb_jax.pretrained import Loaded, from_pretrained, require_readable
+from fsb_jax.pretrained import Loaded, from_pretrained, require_tokenizer
 
 _LENGTH_MULTIPLE = 16
 _FAMILIES = ("clip", "taiyi_clip")
@@ -52,9 +52,7 @@ class ImageText:
       )
     if not alone and image_model is not None:
       raise UserError(f"{model} reads images itself; leave image_model out")
-    if loaded.tokenizer is None:
-      raise UserError(f"{model} holds no tokenizer; copy vocab.txt or tokenizer.json into it")
-    require_readable(loaded.tokenizer, loaded.config)
+    require_tokenizer(loaded, model)
     images = loaded
     if alone:
       images = from_pretrained(image_model, **{**options, "load_tokenizer": False})

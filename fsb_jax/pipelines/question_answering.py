@@ -9,11 +9,9 @@ import numpy as np
 
 from fsb_jax import encodings, models
 from fsb_jax.errors import UserError
-from fsb_jax.pipelines.batches import padded
+from fsb_jax.pipelines.batches import batches
 from fsb_jax.pipelines.lines import json_items
-from fsb_jax.pretrained import from_pretrained, require_readable
-
-_HEADS = ("question_answering", "question_answering_simple")
+from fsb_jax.pretrained import from_pretrained, require_tokenizer
 
 
 class QuestionAnswering:
@@ -36,12 +34,9 @@ class QuestionAnswering:
       if not isinstance(value, int) or value < 1:
         raise UserError(f"{name} {value} must be at least 1")
     loaded = from_pretrained(model, **options)
-    if loaded.metadata.head not in _HEADS:
+    if loaded.metadata.head not in encodings.SPAN_HEADS:
       raise UserError(f"{model} has a {loaded.metadata.head} head, not one that answers questions; train one first")
-    if loaded.tokenizer is None:
-      raise UserError(f"{model} holds no tokenizer; copy vocab.txt or tokenizer.json into it")
-    require_readable(loaded.tokenizer, loaded.config)
-    self.tokenizer = loaded.tokenizer
+    self.tokenizer = require_tokenizer(loaded, model)
     self._params, self._batch_size, self._count, self._may_have_none = loaded.params, batch_size, count, may_have_none
     self._max_length = max_length or min(getattr(loaded.config.positions, "usable_length", 512), 512)
     self._inputs = models.input_names(loaded.model)
@@ -74,12 +69,8 @@ class QuestionAnswering:
       self.tokenizer, [item["question"] for item in items], [item["context"] for item in items],
       max_length=self._max_length, stride=encodings.WINDOW_STRIDE,
     )  # fmt: skip
-    # Rows of one length together.
-    order = np.argsort([len(ids) for ids in windows["input_ids"]], kind="stable").tolist()
     scores: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for first in range(0, len(order), self._batch_size):
-      rows = order[first : first + self._batch_size]
-      batch = padded(self.tokenizer, windows, rows, self._max_length)
+    for rows, batch in batches(self.tokenizer, windows, self._batch_size, self._max_length):
       found = self._logits(self._params, {name: batch[name] for name in self._inputs if name in batch})
       starts, ends = map(np.asarray, found)
       for i, row in enumerate(rows):

@@ -10,7 +10,7 @@ import numpy as np
 from fsb_jax import encodings
 from fsb_jax.errors import UserError
 from fsb_jax.pipelines.batches import padded
-from fsb_jax.pretrained import from_pretrained, require_readable
+from fsb_jax.pretrained import from_pretrained, require_tokenizer
 
 _PAIR = "[SEP]"
 
@@ -29,10 +29,7 @@ class TextClassification:
     loaded = from_pretrained(model, **options)
     if loaded.metadata.head != "sequence_classification":
       raise UserError(f"{model} has a {loaded.metadata.head} head, not one that classifies texts; train one first")
-    if loaded.tokenizer is None:
-      raise UserError(f"{model} holds no tokenizer; copy vocab.txt or tokenizer.json into it")
-    require_readable(loaded.tokenizer, loaded.config)
-    self.tokenizer = loaded.tokenizer
+    self.tokenizer = require_tokenizer(loaded, model)
     self.label_names = loaded.metadata.label_names or tuple(f"LABEL_{i}" for i in range(loaded.metadata.num_labels))
     self._params = loaded.params
     self._max_length = max_length or getattr(loaded.config.positions, "usable_length", 512)

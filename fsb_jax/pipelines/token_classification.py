@@ -10,8 +10,8 @@ import numpy as np
 from fsb_jax import encodings, models
 from fsb_jax.encodings import TAGGERS
 from fsb_jax.errors import UserError
-from fsb_jax.pipelines.batches import padded
-from fsb_jax.pretrained import from_pretrained, require_readable
+from fsb_jax.pipelines.batches import batches
+from fsb_jax.pretrained import from_pretrained, require_tokenizer
 
 
 class TokenClassification:
@@ -37,10 +37,7 @@ class TokenClassification:
         f"{model} does not say what its labels are: id2label of its config.json must hold "
         f"{', '.join(TAGGERS[head].names(['PER'])[3:])} and so on"
       )
-    if loaded.tokenizer is None:
-      raise UserError(f"{model} holds no tokenizer; copy vocab.txt or tokenizer.json into it")
-    require_readable(loaded.tokenizer, loaded.config)
-    self.tokenizer, self.label_names = loaded.tokenizer, names
+    self.tokenizer, self.label_names = require_tokenizer(loaded, model), names
     self._tagger, self._params, self._batch_size = TAGGERS[head], loaded.params, batch_size
     self._max_length = max_length or min(getattr(loaded.config.positions, "usable_length", 512), 512)
     label_mask = self._tagger.label_mask(names)
@@ -61,18 +58,14 @@ class TokenClassification:
     if isinstance(texts, str):
       return self([texts])[0]
     windows = encodings.encode_character_windows(self.tokenizer, texts, max_length=self._max_length)
-    # Rows of one length together.
-    order = np.argsort([len(ids) for ids in windows["input_ids"]], kind="stable").tolist()
     found = {}
-    for first in range(0, len(order), self._batch_size):
-      rows = order[first : first + self._batch_size]
-      batch = padded(self.tokenizer, windows, rows, self._max_length)
+    for rows, batch in batches(self.tokenizer, windows, self._batch_size, self._max_length):
       said = {name: np.asarray(values) for name, values in self._said(self._params, batch).items()}
       for i, row in enumerate(rows):
         kept = batch["attention_mask"][i] > 0
         of_row = {name: values[i][kept] for name, values in said.items()}
         found[row] = self._tagger.entities(of_row, windows["offsets"][row], self.label_names)
-    by_row = [found[row] for row in range(len(order))]
+    by_row = [found[row] for row in range(len(found))]
     whole = encodings.entities_of_windows(by_row, windows["example"], windows["own"], len(texts))
     return [
       {"entities": [{**entity._asdict(), "text": text[entity.start : entity.end]} for entity in entities]}

@@ -10,7 +10,7 @@ import numpy as np
 from fsb_jax import encodings, models
 from fsb_jax.errors import UserError
 from fsb_jax.pipelines.lines import json_items
-from fsb_jax.pretrained import from_pretrained, require_readable
+from fsb_jax.pretrained import from_pretrained, require_tokenizer
 
 _PAIR = "[SEP]"
 _LENGTH_MULTIPLE = 32
@@ -38,10 +38,7 @@ class ZeroShot:
     fresh = [path for path in loaded.newly_initialised if path.startswith("head/")]
     if fresh:
       raise UserError(f"{model} has no masked language model's head ({fresh[0]} is missing); name a UniMC model")
-    if loaded.tokenizer is None:
-      raise UserError(f"{model} holds no tokenizer; copy vocab.txt or tokenizer.json into it")
-    require_readable(loaded.tokenizer, loaded.config)
-    self.tokenizer = loaded.tokenizer
+    self.tokenizer = require_tokenizer(loaded, model)
     self._params, self._language, self._batch_size = loaded.params, language, batch_size
     usable = getattr(loaded.config.positions, "usable_length", 512)
     self._max_length = min(usable, 512) if max_length is None else max_length

@@ -21,8 +21,6 @@ from fsb_jax.encodings import (
   encode_characters,
   encode_pairs,
   encode_windows,
-  tag_labels,
-  tags_of_entities,
 )
 from fsb_jax.tasks.files import DataFile, Row
 from fsb_jax.tasks.published import Published
@@ -178,10 +176,10 @@ def window_span(example: Mapping, offsets: np.ndarray) -> tuple[int, int]:
 
 def _encode_tags(tokenizer, examples, names, max_length) -> Encoded:
   rows = encode_characters(tokenizer, [example["text"] for example in examples], max_length=max_length)
-  classes, labels = tag_classes(names), []
+  tagger, classes, labels = TAGGERS[TAGGING.head], tag_classes(names), []
   for example, offsets in zip(examples, rows.pop("offsets")):
-    tags = tags_of_entities(tagged_entities(example, names), len(example["text"]), "bio")
-    labels.append(tag_labels(tags, offsets, classes))
+    targets = tagger.targets(tagged_entities(example, names), example["text"], offsets, classes)
+    labels.append(targets["labels"])
   return {**rows, "labels": labels, "id": [example["id"] for example in examples]}
 
 

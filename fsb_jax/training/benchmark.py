@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from fsb_jax import pretrained, reports, tasks
+from fsb_jax.encodings import SPAN_HEADS
 from fsb_jax.errors import MissingDataError, UserError
 from fsb_jax.partitioning import Partitioner, multihost
 from fsb_jax.tasks.files import data_directory
@@ -16,7 +17,6 @@ from fsb_jax.tasks.new_files import require_new, write_new
 from fsb_jax.tasks.registry import known_tasks
 from fsb_jax.tasks.submissions import PARTS, SUBMISSIONS, check_submission, write_submission, zip_submissions
 from fsb_jax.tasks.text_task import Split, load_split
-from fsb_jax.training import passages
 from fsb_jax.training.answers import answer_split, json_lines
 from fsb_jax.training.benchmark_reports import Scored, describe, report_of_runs, scored
 from fsb_jax.training.evaluate import compiled_eval_step, load_for_use, longest_row, task_loader, warnings_of
@@ -174,7 +174,7 @@ def _asked_of(task: str, view: str | None) -> tuple[str | None, tuple[str, ...]]
   """The view that a task is asked in, and the heads that answer."""
   head = tasks.info(task).head
   if head == READING.head:
-    return None, passages.HEADS
+    return None, SPAN_HEADS
   return view, ("masked_lm",) if view else (head,)
 
 

@@ -9,11 +9,10 @@ import jax
 import numpy as np
 
 from fsb_jax import checkpoints, models, pretrained, tasks
-from fsb_jax.encodings import TAGGERS
+from fsb_jax.encodings import SPAN_HEADS, TAGGERS
 from fsb_jax.errors import UserError
 from fsb_jax.partitioning import Partitioner, multihost
 from fsb_jax.tasks.new_files import require_new, write_new
-from fsb_jax.training import passages
 from fsb_jax.training.data import Loader
 from fsb_jax.training.losses import OBJECTIVES
 from fsb_jax.training.reporting import say
@@ -134,7 +133,7 @@ def task_loader(task: str, split: str, start: Start, partitioner: Partitioner, *
   """A loader for scoring `start` on a split; UserError where model and task have different labels."""
   say(f"reading {task} {split}")
   # Of a kind of task that has several heads, the model's.
-  head = start.metadata.head if start.metadata.head in (*TAGGERS, *passages.HEADS) else None
+  head = start.metadata.head if start.metadata.head in (*TAGGERS, *SPAN_HEADS) else None
   loader = load_split(task, split, start.tokenizer, partitioner, shuffle=False, head=head, **options)
   multihost.require_equal(f"examples of {task} {split}", loader.digest)
   require_positions(start.config, loader.buckets[-1])

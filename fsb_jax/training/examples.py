@@ -133,14 +133,15 @@ def read_examples(
       encoded, published = _encode(task, split, tokenizer, max_length, data_dir, cache_dir)
     if not encoded["input_ids"]:
       raise UserError(f"Task {task.name} has no examples in its split {split!r}.")
-    examples = np.cumsum(encoded.get("first", np.ones(len(encoded["input_ids"])))) - 1
+    first = encoded.get("first", np.ones(len(encoded["input_ids"]), bool))
+    count = int(np.sum(first))
     if max_examples is not None:
-      kept = spread(int(examples[-1]) + 1, max_examples)
-      rows = np.flatnonzero(np.isin(examples, kept))
+      kept = spread(count, max_examples)
+      rows = np.flatnonzero(np.isin(np.cumsum(first) - 1, kept))
       encoded = {name: [column[i] for i in rows] for name, column in encoded.items()}
       published = functools.cache(functools.partial(_some_of, published, kept))
-      examples = examples[rows]
-    sizes.append(len(set(examples.tolist())))
+      count = len(kept)
+    sizes.append(count)
     columns.append(encoded)
     fields.append(published)
   if question_of:

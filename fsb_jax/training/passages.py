@@ -6,15 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from fsb_jax.encodings import WINDOW_STRIDE, Answer, encode_windows, rated_answers
+from fsb_jax.encodings import SPAN_HEADS, WINDOW_STRIDE, Answer, encode_windows, rated_answers
 from fsb_jax.errors import UserError
 from fsb_jax.tasks.kinds import READING, window_span
 from fsb_jax.tasks.metrics_bootstrap import Measured
 from fsb_jax.tasks.metrics_text import reading_comprehension
 from fsb_jax.training.questions import Results
-
-# One head, as transformers names it of most models, and of XLNet.
-HEADS = (READING.head, "question_answering_simple")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +19,7 @@ class Passages:
   """Asks every window of a passage where the answer begins and ends, and takes the best span of all.
 
   Attributes:
-    head: one of `HEADS`.
+    head: one of `encodings.SPAN_HEADS`.
     starts: int32 `[rows]`, see `tasks.kinds.window_span`; a row is a window.
     ends: int32 `[rows]`, the same.
     offsets: of every row, see `encodings.encode_windows`.
@@ -124,8 +121,8 @@ def passages_of(
 ) -> Passages:
   """What is asked about the rows of `encode_passages`; UserError where the head is for something else."""
   del tokenizer, seed, training
-  if head not in (None, *HEADS):
-    raise UserError(f"questions about passages are for the heads {' and '.join(HEADS)}, not for {head}")
+  if head not in (None, *SPAN_HEADS):
+    raise UserError(f"questions about passages are for the heads {' and '.join(SPAN_HEADS)}, not for {head}")
   first_rows = np.flatnonzero(rows["first"])
   return Passages(
     head=head or READING.head,
