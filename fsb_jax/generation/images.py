@@ -79,11 +79,12 @@ class _Programs:
     jit = jax.jit if partitioner is None else partitioner.jit
     scaling, shift = autoencoder.config.scaling_factor, autoencoder.config.shift_factor
 
-    def prepare(params, timesteps, conditioning):
-      added = conditioning.text_embeds, conditioning.time_ids
-      times = unet.apply({"params": params}, timesteps[:, None], *added, method="time_embeddings")
-      texts = unet.apply({"params": params}, conditioning.hidden_states, method="text_keys_values")
-      return times, texts
+    # Apart, for times are compiled anew for every number of steps: a moment, where texts take a second.
+    def embed_times(params, timesteps, text_embeds, time_ids):
+      return unet.apply({"params": params}, timesteps[:, None], text_embeds, time_ids, method="time_embeddings")
+
+    def read_texts(params, hidden_states):
+      return unet.apply({"params": params}, hidden_states, method="text_keys_values")
 
     def one_step(params, slots, plan, time, conditioning, texts, guidance, rescale, extra, noise, kept, next_level):
       inputs = scale_model_input(plan, slots, 0)
@@ -111,7 +112,9 @@ class _Programs:
     def decode(params, latents):
       return autoencoder.apply({"params": params}, latents, method="decode")
 
-    self.prepare, self.encode, self.decode = jit(prepare), jit(encode), jit(decode)
+    self.embed_times, self.read_texts, self.encode = jit(embed_times), jit(read_texts), jit(encode)
+    # Every process has images whole, wherever they were made.
+    self.decode = jit(decode, **({} if partitioner is None else {"out_shardings": partitioner.replicated}))
     self.step = jit(one_step, donate_argnums=1)
     self.noise = jit(seeded_noise, static_argnums=2)
 
@@ -198,7 +201,10 @@ def generate_images(
   if guidance > 1:
     both = jax.tree.map(lambda *pair: np.stack(pair, axis=1).reshape(-1, *pair[0].shape[1:]), negative, prompts)
     conditioning = rows.put(both, each=2)
-  times, texts = programs.prepare(model.unet_params, plan.timesteps, conditioning)
+  texts = programs.read_texts(model.unet_params, conditioning.hidden_states)
+  times = programs.embed_times(
+    model.unet_params, plan.timesteps, conditioning.text_embeds, conditioning.time_ids
+  )
 
   extra = kept = None
   if image is None:
