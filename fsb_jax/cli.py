@@ -210,6 +210,7 @@ def draw(
   ] = False,
   tiled: Annotated[bool, typer.Option("--tiled", help="Decode large images in parts, in less memory.")] = False,
   dtype: Annotated[str, typer.Option(help="Of parameters and activations: float32, bfloat16 or float16.")] = "float32",
+  variant: Annotated[str | None, typer.Option(help="Which weight files of a folder to read, such as fp16.")] = None,
   output: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("drawings"),
 ) -> None:
   """Draw images that prompts describe, or change images.
@@ -218,12 +219,14 @@ def draw(
   """
   quiet()
   _cache_compilations()
+  _keep_freed_memory()
   from fsb_jax.pipelines.drawing_files import draw_to_folder
 
   paths = draw_to_folder(
     model, prompt or [], output, size=size, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed,
     images_per_prompt=count, scheduler=scheduler, image=image, mask=mask, strength=strength,
     ascii_punctuation=ascii_punctuation, lora=dict(map(_file_and_strength, lora or [])), tiled=tiled, dtype=dtype,
+    variant=variant,
   )  # fmt: skip
   print("\n".join(map(str, paths)))
 
@@ -271,9 +274,7 @@ def _run(
     import seqio  # noqa: F401 - brings TensorFlow
   import importlib
 
-  import jax
-
-  from fsb_jax.training import gin_utils, host_memory
+  from fsb_jax.training import gin_utils
 
   named = [(module, function), *([or_else] if or_else else [])]
   target, *others = [getattr(importlib.import_module(f"fsb_jax.training.{name}"), which) for name, which in named]
@@ -282,8 +283,7 @@ def _run(
   logging.getLogger("absl").setLevel(logging.CRITICAL)
   configured, text = gin_utils.configured(target, gin_files, bindings, search_paths or (), others)
   _cache_compilations()
-  if jax.default_backend() == "cpu":
-    host_memory.keep_freed_memory()
+  _keep_freed_memory()
   configured(**({"config_text": text} if keep_config else {}), **arguments)
 
 
@@ -294,6 +294,16 @@ def _cache_compilations() -> None:
   if not jax.config.jax_compilation_cache_dir:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "fsb_jax" / "compilations"))
+
+
+def _keep_freed_memory() -> None:
+  """`keep_freed_memory` where memory of the host is what XLA computes in."""
+  import jax
+
+  from fsb_jax.training import host_memory
+
+  if jax.default_backend() == "cpu":
+    host_memory.keep_freed_memory()
 
 
 def main() -> None:

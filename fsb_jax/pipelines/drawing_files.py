@@ -19,7 +19,7 @@ _SHEET_WIDTH = 1600
 
 def draw_to_folder(
   model: str, prompts: Sequence[str], folder: Path, *, size: str | None, lora: Mapping[str, float] = {},
-  dtype: str = "float32", **options: Any,
+  dtype: str = "float32", variant: str | None = None, **options: Any,
 ) -> list[Path]:
   """Draws, and writes a file for every drawing and a contact sheet of several.
 
@@ -30,6 +30,7 @@ def draw_to_folder(
     size: "WIDTHxHEIGHT" in pixels.
     lora: see `TextToImage`.
     dtype: of activations and parameters.
+    variant: see `TextToImage`.
     **options: of `TextToImage.__call__`.
 
   Returns:
@@ -51,7 +52,7 @@ def draw_to_folder(
     raise UserError(f"--output {folder} cannot be made: {error}") from error
   with warnings.catch_warnings():
     warnings.showwarning = lambda message, *_, **__: print(f"fsb: {message}", file=sys.stderr)
-    draw = TextToImage(model, lora=lora, dtype=dtype, param_dtype=dtype)
+    draw = TextToImage(model, lora=lora, dtype=dtype, param_dtype=dtype, variant=variant)
     drawings = draw(prompts, on_step=_progress if sys.stderr.isatty() else None, **options)
   return write_drawings(drawings, folder)
 

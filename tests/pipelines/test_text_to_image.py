@@ -27,6 +27,7 @@ from fsb_jax.pipelines import drawing_files
 from fsb_jax.pipelines.drawing_files import contact_sheet, write_drawings
 from fsb_jax.pipelines.prompt_encoder import ascii_punctuation
 from fsb_jax.pipelines.text_to_image import Drawing, TextToImage
+from fsb_jax.training import host_memory
 
 STEPS = 4
 # Not a square, so that height and width are told apart.
@@ -213,6 +214,18 @@ def test_an_image_does_not_depend_on_the_batch_size(stable):
   assert np.abs(pixels(together[::-1]) - pixels(apart)).max() <= 1
 
 
+def test_another_number_of_steps_compiles_nothing_large(stable):
+  ours = stable[2]
+  programs = images._programs(ours._model.unet, ours._model.autoencoder, None)
+
+  def compiled(steps):
+    ours(PROMPTS, seed=5, scheduler=DRAWS["scheduler"], steps=steps)
+    return [program._cache_size() for program in (programs.read_texts, programs.step)]
+
+  before = compiled(2)
+  assert compiled(3) == before
+
+
 def test_noise_is_of_its_seed_and_step():
   def noise(seeds, index):
     return np.asarray(images.seeded_noise(np.asarray(seeds, np.uint32), index, (3, 2)))
@@ -305,8 +318,9 @@ def test_files(stable, fsb, tmp_path):
   assert (tmp_path / "out/0001.png").read_bytes() == before
 
 
-def test_tiles_and_dtype_on_the_command_line(stable, fsb, monkeypatch):
-  made = []
+def test_tiles_dtype_and_variant_on_the_command_line(stable, fsb, monkeypatch):
+  made, kept = [], []
+  monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: kept.append(True))
 
   def load(model, **options):
     made.append(options)
@@ -316,8 +330,13 @@ def test_tiles_and_dtype_on_the_command_line(stable, fsb, monkeypatch):
   size = ("--size", f"{SIDE + 8}x{SIDE}", "--scheduler", DRAWS["scheduler"], "--steps", "2", "--seed", "3")
   arguments = ("draw", "--model", "any", "--prompt", PROMPTS[0], *size)
   assert fsb(*arguments, "--output", "whole")[0] == 0
-  assert fsb(*arguments, "--tiled", "--dtype", "bfloat16", "--output", "tiles")[0] == 0
-  assert made == [dict(lora={}, dtype=name, param_dtype=name) for name in ("float32", "bfloat16")]
+  assert fsb(*arguments, "--tiled", "--dtype", "bfloat16", "--variant", "fp16", "--output", "tiles")[0] == 0
+  # Its steps allocate as much as those of training do.
+  assert kept == [True, True]
+  assert made == [
+    dict(lora={}, dtype=dtype, param_dtype=dtype, variant=variant)
+    for dtype, variant in (("float32", None), ("bfloat16", "fp16"))
+  ]
   whole, tiles = (np.float32(Image.open(f"{folder}/0001.png")) for folder in ("whole", "tiles"))
   assert np.abs(whole - tiles).max() > 1
   assert np.array_equal(pixels(stable[2](PROMPTS[0], seed=3, tiled=True, **DRAWS, **SIZE)), tiles[None])
