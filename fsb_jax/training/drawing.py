@@ -58,6 +58,8 @@ class Drawing:
   ):  # fmt: skip
     self._denoiser, self._autoencoder, self._autoencoder_params = denoiser, autoencoder, autoencoder_params
     self._partitioner, self._size, self._seed = partitioner, size, seed
+    # A list of one character each is not what a single prompt means.
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     self._count, self._guidance = len(prompts), guidance
     # The last one is what guidance leads away from; rows are as many as the mesh divides.
     texts = [*prompts, ""] + [""] * (-(len(prompts) + 1) % partitioner.batch_multiple)
@@ -80,7 +82,7 @@ class Drawing:
       autoencoder_params=self._autoencoder_params, partitioner=self._partitioner,
     )  # fmt: skip
     return generate_images(
-      model, self._denoiser.schedule, Conditioning(hidden_states=states[:count]),
+      model, self._denoiser.schedule.of_latents(), Conditioning(hidden_states=states[:count]),
       Conditioning(hidden_states=np.repeat(states[count : count + 1], count, axis=0)), height=self._size,
       width=self._size, seeds=[self._seed + i for i in range(count)], steps=_STEPS, guidance=self._guidance,
     )  # fmt: skip

@@ -96,7 +96,7 @@ def train(
   noise: Noise | None = None,
   factors: Factors | None = None,
   dropout_rate: float | None = None,
-  validation_prompts: Sequence[str] | None = None,
+  validation_prompts: Sequence[str] | str | None = None,
   validation_guidance: float = 7.5,
   microbatches: int = 1,
   periods: Periods | None = None,
@@ -138,7 +138,7 @@ def train(
     noise: what the loss does beyond a plain mean of squares.
     factors: train low-rank factors alone; None for the kernels.
     dropout_rate: replaces the text encoder's and the UNet's.
-    validation_prompts: what to draw for the pictures of progress; the first captions if not given.
+    validation_prompts: one or several to draw for the pictures of progress; the first captions if not given.
     validation_guidance: how closely the pictures follow them.
     microbatches: parts a batch is cut into to save memory.
     periods: how often to report, draw (`evaluate`) and save.
@@ -243,7 +243,7 @@ def train(
       skip_bad_batches=levers.skip_bad_batches, profile=folder / "tensorboard" if profile else None,
       draw=Drawing(
         denoiser, autoencoder, autoencoder_params, partitioner, tokenizer, length, preparation.size, factors,
-        list(validation_prompts or loader.captions[:_MOST_PROMPTS]), validation_guidance, seed,
+        validation_prompts or loader.captions[:_MOST_PROMPTS], validation_guidance, seed,
       ),
     )  # fmt: skip
     return run_to_the_end(loop, state, start, boxed, first_step, explain_partitioning)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from PIL import Image
 from fsb_jax import checkpoints, cli, models
 from fsb_jax.errors import Stopped, UserError
 from fsb_jax.models import lora
+from fsb_jax.models.diffusion.schedulers import Schedule
+from fsb_jax.partitioning import Partitioner
+from fsb_jax.training import drawing
 from fsb_jax.training.drawing import side_by_side
 from fsb_jax.training.images import ImageLoader
 from fsb_jax.training.levers import Levers
@@ -129,6 +133,28 @@ def test_a_sheet_has_as_many_rows_as_columns_or_fewer():
   sheet = side_by_side(images)
   assert sheet.shape == (4, 4, 3)
   assert [sheet[i, j, 0] for i, j in ((0, 0), (0, 2), (2, 0), (2, 2))] == [0, 0.25, 0.5, 1]
+
+
+def test_pictures_of_progress_are_drawn_as_fsb_draw_draws(monkeypatch):
+  told = []
+  monkeypatch.setattr(drawing, "generate_images", lambda model, schedule, prompts, *_, **__: told.append(
+    (schedule, prompts.hidden_states.shape)
+  ))  # fmt: skip
+  states = types.SimpleNamespace(last_hidden_state=np.zeros((8, 4, 2), np.float32))
+  denoiser = types.SimpleNamespace(
+    text_encoder=types.SimpleNamespace(apply=lambda *_: states), unet=None, schedule=Schedule(sampler="ddim")
+  )
+
+  def tokenizer(texts, **_):
+    assert texts[:2] == ["一只猫", ""] and len(texts) == 8
+    return {"input_ids": np.zeros((8, 4))}
+
+  # One prompt, not three of a character each.
+  partitioner, params = Partitioner({"data": 8}), {"text_encoder": {}, "unet": {}}
+  drawing.Drawing(denoiser, None, {}, partitioner, tokenizer, 4, 16, None, "一只猫", 7.5, 0)(params)
+  ((schedule, shape),) = told
+  # A file of DDIM that does not speak of it would have latents clipped to [-1, 1].
+  assert not schedule.clip_sample and schedule.steps_offset == 1 and shape == (1, 4, 2)
 
 
 @pytest.mark.slow

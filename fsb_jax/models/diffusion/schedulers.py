@@ -203,6 +203,13 @@ class Schedule:
     """float64 `[num_train_timesteps]`, the share of the clean sample's variance that is left after each step."""
     return np.cumprod(1 - self.betas)
 
+  def of_latents(self) -> "Schedule":
+    """As `diffusers` draws with Stable Diffusion 1 and 2, whatever the file says.
+
+    Latents have no range to be clipped to, and the first step of training adds next to nothing.
+    """
+    return dataclasses.replace(self, clip_sample=False, steps_offset=1)
+
   def plan(self, num_steps: int, *, first: int = 0, dtype: Any = np.float32) -> Plan:
     """The sampler's numbers.
 
