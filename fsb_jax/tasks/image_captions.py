@@ -190,8 +190,10 @@ def _read_record(file: io.BufferedIOBase, where: str) -> Any:
 
   head = file.read(12)
   length = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else 0
-  data = file.read(length)
-  if not length or len(data) != length or len(file.read(4)) != 4:
+  # What is no record may begin with any number: more bytes than the file has are not asked for.
+  left = os.fstat(file.fileno()).st_size - file.tell()
+  data = file.read(length) if length <= left else b""
+  if not data or len(file.read(4)) != 4:
     raise UserError(f"{where}: cut short, or no TFRecord; fetch the file again.")
   try:
     return tf.train.Example.FromString(data)

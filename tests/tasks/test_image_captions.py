@@ -94,6 +94,8 @@ def test_mistakes_name_their_file(folder, json_lines, records):
     image_caption_task("images", {"train": part}, caption="狗")
   with pytest.raises(UserError, match="line 1: no field 'image'"):
     image_caption_task("images", {"train": json_lines})
+  with pytest.raises(UserError, match=r"0\.png, record 0: cut short, or no TFRecord"):
+    image_caption_task("images", {"train": folder / "0.png"})
   (folder / "1.png").unlink()
   with pytest.raises(UserError, match=r"line 2: there is no image .*1\.png"):
     image_caption_task("images", {"train": json_lines}, image_column="file", caption_column="text")
