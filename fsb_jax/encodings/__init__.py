@@ -14,7 +14,7 @@ from fsb_jax.encodings.conversations import (
 )
 from fsb_jax.encodings.documents import cut_documents, encode_documents, number_words
 from fsb_jax.encodings.extraction_scores import cell_scores, entity_scores, event_scores, relation_scores
-from fsb_jax.encodings.images import ImageForm, encode_images, image_form, load_image
+from fsb_jax.encodings.images import ImageForm, encode_images, image_form, load_image, load_mask
 from fsb_jax.encodings.masking import IGNORED, asked_positions, mask_words
 from fsb_jax.encodings.ngrams import NgramForm, NgramLexicon, encode_ngrams, read_ngrams
 from fsb_jax.encodings.pairs import cut_pairs, encode_bare, encode_pairs
@@ -125,6 +125,7 @@ __all__ = [
   "image_form",
   "label_names",
   "load_image",
+  "load_mask",
   "load_tokenizer",
   "mask_unimc",
   "mask_words",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +113,20 @@ def load_image(path: Path | str) -> Any:
   Raises:
     UserError: there is no such file, it is no image, or it is damaged or too large.
   """
+  return _loaded(path, _rgb)
+
+
+def load_mask(path: Path | str) -> Any:
+  """An image file in shades of grey; otherwise as `load_image`, but what is transparent has the colour beneath."""
+  return _loaded(path, lambda image: image.convert("L"))
+
+
+def _loaded(path: Path | str, convert: Callable[[Any], Any]) -> Any:
   from PIL import Image, ImageOps, UnidentifiedImageError
 
   try:
     with Image.open(path) as image:
-      return _rgb(ImageOps.exif_transpose(image))
+      return convert(ImageOps.exif_transpose(image))
   except Image.DecompressionBombError as error:
     raise UserError(f"{path} has more pixels than fsb_jax reads ({2 * Image.MAX_IMAGE_PIXELS:,}); shrink it") from error
   except UnidentifiedImageError as error:

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fsb_jax import models
-from fsb_jax.encodings import load_tokenizer
+from fsb_jax.encodings import load_image, load_mask, load_tokenizer
 from fsb_jax.errors import UserError
 from fsb_jax.generation.images import Conditioning, ImageModel, generate_images, require_noise
 from fsb_jax.models import diffusion
@@ -156,13 +156,12 @@ class TextToImage:
       raise UserError(f"images_per_prompt={images_per_prompt} draws nothing; give at least 1")
     schedule = schedule_from_config(self._scheduler_config, scheduler)
     if not self._reads_sizes:
-      # As diffusers has it whatever the file says: latents have no range, and the first step of training adds nothing.
-      schedule = dataclasses.replace(schedule, clip_sample=False, steps_offset=1)
+      schedule = schedule.of_latents()
     before = None if image is None else _read_image(image, "image", "RGB")
     hole = None if mask is None else _read_image(mask, "mask", "L")
     reduction = self._model.autoencoder.config.reduction
     natural = (self._size,) * 2 if before is None else tuple(side // reduction * reduction for side in before.size)
-    width, height = width or natural[0], height or natural[1]
+    width, height = (own if side is None else side for side, own in zip((width, height), natural))
     shape = self._model.latent_shape(height, width)
     if strength is not None and before is None:
       raise UserError("strength says how much of an image is lost; give the image too")
@@ -196,10 +195,13 @@ class TextToImage:
       images.append(drawn[: len(seeds) - first])
     images = np.concatenate(images)
     flags = [False] * len(images) if self._checker is None else [bool(flag) for flag in self._checker(images)]
+    if len(flags) != len(images):
+      raise UserError(f"the safety checker says something of {len(flags)} images, but is asked of {len(images)}")
     settings = {
       "negative_prompt": negative_prompt or "", "steps": steps, "guidance": guidance, "scheduler": schedule.sampler,
       "size": f"{width}x{height}", "model": self._name, "version": __version__,
     }  # fmt: skip
+    settings |= {"guidance_rescale": guidance_rescale} if guidance_rescale else {}
     settings |= {"lora": self._lora} if self._lora else {}
     settings |= {"strength": strength} if before is not None else {}
     return [
@@ -236,13 +238,17 @@ def _placed(boxed: Any, params: Any, partitioner: Partitioner | None) -> Any:
 
 
 def _read_image(value: Any, name: str, mode: str) -> Image.Image:
+  if isinstance(value, str | Path):
+    return (load_image if mode == "RGB" else load_mask)(value)
   if isinstance(value, Image.Image):
     return value.convert(mode)
   try:
-    return (Image.open(value) if isinstance(value, str | Path) else Image.fromarray(np.asarray(value))).convert(mode)
-  except (OSError, UnidentifiedImageError, TypeError, ValueError) as error:
-    shown = value if isinstance(value, str | Path) else type(value).__name__
-    raise UserError(f"{name} {shown} cannot be read as an image: {error}") from error
+    array = np.asarray(value)
+    if array.dtype not in (np.uint8, np.bool_):
+      raise TypeError(f"its numbers are {array.dtype}; give bytes, from 0 to 255")
+    return Image.fromarray(array).convert(mode)
+  except (TypeError, ValueError) as error:
+    raise UserError(f"{name} {type(value).__name__} cannot be read as an image: {error}") from error
 
 
 def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from fsb_jax.encodings import ImageForm, encode_images, image_form, load_image
+from fsb_jax.encodings import ImageForm, encode_images, image_form, load_image, load_mask
 from fsb_jax.errors import UserError
 
 
@@ -105,6 +105,17 @@ def test_files_are_upright_still_and_on_white(tmp_path):
   # A path and its image are the same.
   expected = theirs([Image.open(tmp_path / "clear.png")])
   np.testing.assert_array_equal(encode_images([str(tmp_path / "clear.png")]), expected)
+
+
+def test_masks_are_upright_and_keep_the_colour_beneath_what_is_transparent(tmp_path):
+  mask = Image.new("LA", (6, 4), (0, 0))
+  mask.paste((255, 255), (0, 0, 3, 4))
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  mask.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "mask.png", exif=exif)
+  loaded = load_mask(tmp_path / "mask.png")
+  assert loaded.mode == "L"
+  np.testing.assert_array_equal(np.asarray(loaded), np.repeat(np.uint8([[255, 255, 255, 0, 0, 0]]), 4, axis=0))
 
 
 def png_of_size(width, height):

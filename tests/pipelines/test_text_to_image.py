@@ -23,7 +23,7 @@ from tiny_diffusion import (
 
 from fsb_jax.errors import UserError
 from fsb_jax.generation import images
-from fsb_jax.pipelines import drawing_files
+from fsb_jax.pipelines import drawing_files, text_to_image
 from fsb_jax.pipelines.drawing_files import contact_sheet, write_drawings
 from fsb_jax.pipelines.prompt_encoder import ascii_punctuation
 from fsb_jax.pipelines.text_to_image import Drawing, TextToImage
@@ -253,13 +253,33 @@ def test_punctuation():
   assert ascii_punctuation("你好，世界！“油画”。（４ｋ）") == '你好,世界!"油画".(4k)'
 
 
+def test_an_image_to_begin_with_is_upright(stable, tmp_path, monkeypatch):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # is shown turned to the right
+  Image.new("RGB", (SIDE, 2 * SIDE)).save(tmp_path / "photo.png", exif=exif)
+  told = {}
+
+  def draw(*arguments, **options):
+    told.update(options)
+    return np.zeros((1, SIDE, 2 * SIDE, 3))
+
+  monkeypatch.setattr(text_to_image, "generate_images", draw)
+  (drawing,) = stable[2](PROMPTS[0], image=tmp_path / "photo.png", guidance_rescale=0.5)
+  assert (told["width"], told["height"]) == (2 * SIDE, SIDE)
+  assert drawing.settings["guidance_rescale"] == 0.5
+
+
 def test_the_safety_checker_blacks_out(stable):
   folder, _, _ = stable
-  drawn = TextToImage(folder, safety_checker=lambda images: images.shape[1:] == (SIDE, SIDE, 3) and [False, True])(
-    PROMPTS, seed=1, **DRAWS
-  )
+  flags = [False, True]
+  ours = TextToImage(folder, safety_checker=lambda images: images.shape[1:] == (SIDE, SIDE, 3) and flags)
+  drawn = ours(PROMPTS, seed=1, **DRAWS)
   assert [drawing.flagged for drawing in drawn] == [False, True]
   assert pixels(drawn[:1]).max() > 0 and pixels(drawn[1:]).max() == 0
+  # No image is lost where it says too little.
+  flags.pop()
+  with pytest.raises(UserError, match="says something of 1 images, but is asked of 2"):
+    ours(PROMPTS, seed=1, **DRAWS)
 
 
 def test_progress(stable):
@@ -278,7 +298,10 @@ def test_progress(stable):
     (dict(seed=-1), "seed=-1"),
     (dict(scheduler="plms"), "unknown scheduler 'plms'"),
     (dict(strength=0.5), "give the image too"),
+    (dict(width=0), "size 0x16"),
     (dict(image=3), "image int cannot be read as an image"),
+    (dict(image=np.zeros((4, 4, 3), np.float32)), "its numbers are float32; give bytes"),
+    (dict(image="none.png"), "there is no image none.png"),
     (dict(mask=np.zeros((4, 4), np.uint8)), "give the image too"),
     (dict(image=np.zeros((4, 4, 3), np.uint8), strength=0.0), "strength=0.0 must be above 0"),
     (dict(image=np.zeros((4, 4, 3), np.uint8), strength=0.1, steps=3), "all 3 steps would be left out"),
