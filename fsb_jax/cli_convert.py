@@ -12,21 +12,35 @@ convert_app = typer.Typer(no_args_is_help=True, help="Convert checkpoints to and
 
 @convert_app.command("import")
 def convert_import(
-  source: Annotated[str, typer.Argument(help="Hub folder or id.")],
+  source: Annotated[
+    str, typer.Argument(help="Hub folder or id; or a single file of Stable Diffusion, .safetensors or .ckpt.")
+  ],
   target: Annotated[Path, typer.Argument(help="New folder.")],
   head: Annotated[str | None, typer.Option(help="Head to load; what the config says if not given.")] = None,
   param_dtype: Annotated[str, typer.Option(help="Of the parameters.")] = "float32",
   scan_layers: Annotated[bool, typer.Option(help="Stack the layers.")] = True,
+  config_from: Annotated[
+    Path | None, typer.Option(help="Single files: a folder of diffusers with their configs, scheduler and tokenizers.")
+  ] = None,
 ) -> None:
-  """Turn a PyTorch checkpoint into one of ours.
+  """Turn a PyTorch checkpoint into one of ours, or a single file of Stable Diffusion into a folder of diffusers.
 
   Example: fsb convert import IDEA-CCNL/Erlangshen-Roberta-110M-Sentiment erlangshen
+  fsb convert import taiyi.ckpt taiyi --config-from Taiyi-Stable-Diffusion-1B-Chinese-v0.1
   """
   quiet()
   from convert_torch import cli
 
+  from fsb_jax.errors import UserError
   from fsb_jax.pretrained import find_folder
 
+  if cli.is_single_file(source):
+    lacking = cli.import_single_file(source, target, config_from)
+    hint = f"; to draw, it lacks {' and '.join(lacking)}, which --config-from takes from a folder" if lacking else ""
+    print(f"written to {target}{hint}")
+    return
+  if config_from is not None:
+    raise UserError("--config-from is for a single file, .safetensors or .ckpt; leave it out")
   model = cli.import_checkpoint(
     find_folder(source), target, head=head, param_dtype=param_dtype, scan_layers=scan_layers
   )
@@ -38,8 +52,8 @@ def convert_import(
 
 @convert_app.command("export")
 def convert_export(
-  source: Annotated[Path, typer.Argument(help="A folder of ours, or a training run's.")],
-  target: Annotated[Path, typer.Argument(help="New Hub folder; of a LoRA run also NAME.safetensors.")],
+  source: Annotated[Path, typer.Argument(help="A folder of ours, or a training run's; or one of diffusers.")],
+  target: Annotated[Path, typer.Argument(help="New Hub folder; of models that draw also NAME.safetensors.")],
   dtype: Annotated[str, typer.Option(help="Of the tensors: float32, float16 or bfloat16.")] = "float32",
   family: Annotated[str | None, typer.Option(help="Write this layout: llama, fengshen_llama; kohya (LoRA).")] = None,
   vocab_size: Annotated[int | None, typer.Option(help="Tokens to write; the model's if not given.")] = None,

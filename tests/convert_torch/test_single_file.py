@@ -89,6 +89,24 @@ def test_what_is_written_diffusers_reads_and_so_do_we(taiyi, tmp_path):
   assert_same(text.text_encoders[0].params, model.text_encoders[0].params)
 
 
+def test_from_the_shell(taiyi, fsb):
+  folder, _ = taiyi
+  model = load_diffusers_folder(folder)
+  status, out, _ = fsb("convert", "export", folder, "taiyi.safetensors")
+  assert (status, out) == (0, "written to taiyi.safetensors\n")
+  torch.save({"state_dict": safetensors.torch.load_file("taiyi.safetensors")}, "taiyi.ckpt")
+  status, out, _ = fsb("convert", "import", "taiyi.ckpt", "again", "--config-from", folder)
+  assert status == 0 and "written to again; to draw, it lacks tokenizer and scheduler" in out
+  assert_same(load_diffusers_folder("again").unet_params, model.unet_params)
+  for arguments, words in (
+    (("import", folder / "unet", "new", "--config-from", folder), "--config-from is for a single file"),
+    (("import", "none.ckpt", "new"), "none.ckpt is not a file"),
+    (("export", folder, "new"), "is what diffusers reads already; name a single file"),
+  ):
+    status, _, error = fsb("convert", *arguments)
+    assert status == 2 and words in error, error
+
+
 @pytest.mark.parametrize("name", ["sd2", "sdxl", "inpainting"])
 def test_other_unets_by_the_original_names(name, tmp_path):
   model = tiny_diffusers.randomised(

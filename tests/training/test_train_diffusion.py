@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 import tiny_drawing
+from convert_torch import load_single_file
 from PIL import Image
 
 from fsb_jax import checkpoints, cli, models
@@ -58,6 +59,11 @@ def test_a_run_trains_draws_and_goes_on(inputs, tmp_path):
   pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "exported", safety_checker=None)
   kernel = "unet/convolution_in/kernel"
   np.testing.assert_array_equal(pipeline.unet.conv_in.weight.detach().permute(2, 3, 1, 0), after[kernel])
+  # Or to a single file by the original's names.
+  file = tmp_path / "run.safetensors"
+  cli.app(["convert", "export", str(tmp_path / "run"), str(file)], standalone_mode=False)
+  again = models.flatten(load_single_file(file, config_from=tmp_path / "exported", parts=("unet",)).unet_params)
+  np.testing.assert_array_equal(again[kernel.removeprefix("unet/")], after[kernel])
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from convert_torch import change, diffusion_run, hub
+from convert_torch.diffusers_folder import load_diffusers_folder, save_diffusers_folder
+from convert_torch.single_file import load_single_file, save_single_file
 from convert_torch.sources import beside, is_gguf, tokenizer_folder
 from fsb_jax import checkpoints, models
 from fsb_jax.errors import UserError
@@ -48,6 +50,32 @@ def import_checkpoint(
   return model
 
 
+def is_single_file(source: Path | str) -> bool:
+  """Whether a path is called as a file that holds a whole Stable Diffusion."""
+  return Path(source).suffix in (".ckpt", ".safetensors")
+
+
+def import_single_file(source: Path | str, target: Path | str, config_from: Path | str | None) -> list[str]:
+  """Turns a single file of Stable Diffusion into a folder of diffusers, which is what draws and is trained.
+
+  Args:
+    source: see `load_single_file`.
+    target: where; must not exist, or be empty.
+    config_from: see `load_single_file`; its tokenizers and scheduler are copied.
+
+  Returns:
+    The parts that drawing needs and that neither had: "tokenizer", "scheduler".
+
+  Raises:
+    UserError: see `load_single_file`; or the target is not empty.
+  """
+  checkpoints.require_empty(target)
+  model = load_single_file(source, config_from=config_from)
+  save_diffusers_folder(target, model)
+  lacking = len(model.tokenizer_folders) < len(model.text_encoders)
+  return ["tokenizer"] * lacking + ["scheduler"] * (model.scheduler_config is None)
+
+
 def export_checkpoint(
   source: Path | str,
   target: Path | str,
@@ -61,8 +89,8 @@ def export_checkpoint(
   """Turns a folder of ours into one that `transformers` (or the original code) loads.
 
   Args:
-    source: a folder of ours.
-    target: where; must not exist, or be empty.
+    source: a folder of ours, or one of diffusers to make a single file of.
+    target: where; must not exist, or be empty. Of models that draw also NAME.safetensors.
     dtype: see `save_hub_folder`.
     family: in whose layout, where the model's own has another name: "llama", "fengshen_llama"; of LoRA factors that
       are written to a .safetensors file "diffusers" or "kohya".
@@ -77,6 +105,11 @@ def export_checkpoint(
   if (checkpoints.home(source) / "model_index.json").is_file():
     if vocab_size is not None or tensor_parallel is not None:
       raise UserError("vocab_size and tensor_parallel are not for models that draw; leave them out")
+    if not checkpoints.is_checkpoint(source):
+      if Path(target).suffix != ".safetensors" or family is not None:
+        raise UserError(f"{source} is what diffusers reads already; name a single file to make: NAME.safetensors")
+      save_single_file(target, load_diffusers_folder(source), dtype=dtype)
+      return
     diffusion_run.export_run(source, target, dtype=dtype, layout=family, max_shard_bytes=max_shard_bytes)
     return
   model = load_ours(source)

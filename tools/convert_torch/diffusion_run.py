@@ -22,6 +22,7 @@ from convert_torch.diffusers_folder import (
   save_diffusers_folder,
 )
 from convert_torch.lora_files import save_lora
+from convert_torch.single_file import save_single_file
 from fsb_jax import checkpoints, models
 from fsb_jax.errors import UserError
 from fsb_jax.models import diffusion, lora
@@ -89,26 +90,31 @@ def export_run(
   folder: Path | str, target: Path | str, *, dtype: str = "float32", layout: str | None = None,
   max_shard_bytes: int = 5 * 10**9,
 ) -> None:  # fmt: skip
-  """Writes the model of a run as a folder that `diffusers` loads, or its LoRA factors as a file.
+  """Writes the model of a run as a folder that `diffusers` loads or a single file, or its LoRA factors as a file.
 
   Args:
     folder: see `load_run`.
-    target: where; a name that ends in .safetensors is a file for the factors alone.
+    target: where; a name that ends in .safetensors is a file: of the factors alone, or of the whole model by the
+      original's names where the kernels were trained.
     dtype: see `save_diffusers_folder`.
     layout: of a file of factors, see `lora_files.save_lora`; None for "diffusers".
     max_shard_bytes: see `save_diffusers_folder`.
 
   Raises:
-    UserError: see `load_run`, `save_diffusers_folder` and `save_lora`; or there are no factors.
+    UserError: see `load_run`, `save_diffusers_folder`, `save_single_file` and `save_lora`.
   """
   if Path(target).suffix != ".safetensors":
     if layout is not None:
       raise UserError(f"family {layout!r} is for a file of LoRA factors; name one that ends in .safetensors")
     save_diffusers_folder(target, load_run(folder), dtype=dtype, max_shard_bytes=max_shard_bytes)
     return
-  params, _, said = checkpoints.load_folder(folder)
+  _, said = checkpoints.read_metadata(checkpoints.home(folder))
   if not said.get("lora"):
-    raise UserError(f"{folder} trained whole kernels, not LoRA factors; export it to a folder")
+    if layout is not None:
+      raise UserError(f"{folder} trained whole kernels, not LoRA factors; leave family {layout!r} out")
+    save_single_file(target, load_run(folder), dtype=dtype)
+    return
+  params, _, _ = checkpoints.load_folder(folder)
   model, alpha = read_run(folder, models.Run()), said["lora"]["alpha"]
   save_lora(target, params["lora"], model, alpha=alpha, layout=layout or "diffusers")
 
