@@ -53,17 +53,21 @@ def draw_to_folder(
   with warnings.catch_warnings():
     warnings.showwarning = lambda message, *_, **__: print(f"fsb: {message}", file=sys.stderr)
     draw = TextToImage(model, lora=lora, dtype=dtype, param_dtype=dtype, variant=variant)
-    drawings = draw(prompts, on_step=_progress if sys.stderr.isatty() else None, **options)
-  return write_drawings(drawings, folder)
-
-
-def write_drawings(drawings: Sequence[Drawing], folder: Path) -> list[Path]:
-  """Writes drawings to NUMBER.png, from the first number on that the folder does not have, and a sheet of several."""
-  paths = [_write(drawing.image, folder, "", {**drawing.settings, "seed": drawing.seed}) for drawing in drawings]
+    paths: list[Path] = []
+    # One by one, for a hundred take hours: what is drawn is there, whatever happens to the rest.
+    drawings = draw(
+      prompts, on_step=_progress if sys.stderr.isatty() else None,
+      on_drawing=lambda drawing: paths.append(write_drawing(drawing, folder)), **options,
+    )  # fmt: skip
   if len(drawings) > 1:
     names = "\n".join(f"{path.name} {drawing.settings['prompt']}" for path, drawing in zip(paths, drawings))
     paths.append(_write(contact_sheet([drawing.image for drawing in drawings]), folder, "sheet-", {"files": names}))
   return paths
+
+
+def write_drawing(drawing: Drawing, folder: Path) -> Path:
+  """Writes a drawing to NUMBER.png, the first number that the folder does not have."""
+  return _write(drawing.image, folder, "", {**drawing.settings, "seed": drawing.seed})
 
 
 def contact_sheet(images: Sequence[Image.Image]) -> Image.Image:

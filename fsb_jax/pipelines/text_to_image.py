@@ -91,6 +91,11 @@ class TextToImage:
     # UNets that read sizes also read the text as SDXL's do.
     self._reads_sizes = unet.config.added_number_dim is not None
     self._encoders = []
+    if not len(loaded.tokenizer_folders) == len(loaded.text_encoders) > 0:
+      raise UserError(
+        f"{model} has {len(loaded.text_encoders)} text encoders and {len(loaded.tokenizer_folders)} tokenizers; give "
+        "a folder that has one for each"
+      )
     for tokenizer_folder, encoder in zip(loaded.tokenizer_folders, loaded.text_encoders):
       tokenizer = load_tokenizer(tokenizer_folder)
       if tokenizer is None:
@@ -123,6 +128,7 @@ class TextToImage:
     noise: np.ndarray | None = None,
     tiled: bool = False,
     on_step: Callable[[int, int], None] | None = None,
+    on_drawing: Callable[[Drawing], None] | None = None,
   ) -> list[Drawing]:
     """Draws `images_per_prompt` images for every prompt.
 
@@ -145,6 +151,7 @@ class TextToImage:
       noise: `[images, height / 8, width / 8, channels]` instead of the seed's.
       tiled: images larger than the autoencoder was trained with are decoded in parts that overlap, in less memory.
       on_step: called with (steps done, all steps).
+      on_drawing: called with every drawing as soon as its batch is done.
 
     Raises:
       UserError: settings that cannot be, before anything is compiled.
@@ -181,7 +188,14 @@ class TextToImage:
     told = self._conditioning(prompts, height, width)
     negative = self._negative(negative_prompt, height, width) if guidance > 1 else None
     every, batches = np.repeat(np.arange(len(prompts)), images_per_prompt), range(0, len(seeds), self._batch_size)
-    images = []
+    settings = {
+      "negative_prompt": negative_prompt or "", "steps": steps, "guidance": guidance, "scheduler": schedule.sampler,
+      "size": f"{width}x{height}", "model": self._name, "version": __version__,
+    }  # fmt: skip
+    settings |= {"guidance_rescale": guidance_rescale} if guidance_rescale else {}
+    settings |= {"lora": self._lora} if self._lora else {}
+    settings |= {"strength": strength} if before is not None else {}
+    drawings = []
     for number, first in enumerate(batches):
       # All batches of a shape: the last one is filled up with its first image.
       here = np.arange(first, first + min(self._batch_size, len(seeds)))
@@ -191,26 +205,25 @@ class TextToImage:
         negative and jax.tree.map(lambda x, here=here: np.repeat(x, len(here), axis=0), negative),
         seeds=[seeds[i] for i in here], noise=None if noise is None else noise[here],
         on_step=on_step and (lambda done, of, n=number: on_step(n * of + done, len(batches) * of)), **arguments,
-      )  # fmt: skip
-      images.append(drawn[: len(seeds) - first])
-    images = np.concatenate(images)
+      )[: len(seeds) - first]  # fmt: skip
+      for i, image, flagged in zip(range(first, len(seeds)), drawn, self._flags(drawn)):
+        pixels = np.zeros_like(image, np.uint8) if flagged else (image * 255).round().astype(np.uint8)
+        drawings.append(
+          Drawing(
+            image=Image.fromarray(pixels), seed=seeds[i], settings={"prompt": prompts[every[i]], **settings},
+            flagged=flagged,
+          )
+        )  # fmt: skip
+        if on_drawing is not None:
+          on_drawing(drawings[-1])
+    return drawings
+
+  def _flags(self, images: np.ndarray) -> list[bool]:
+    """What the safety checker says of every image."""
     flags = [False] * len(images) if self._checker is None else [bool(flag) for flag in self._checker(images)]
     if len(flags) != len(images):
       raise UserError(f"the safety checker says something of {len(flags)} images, but is asked of {len(images)}")
-    settings = {
-      "negative_prompt": negative_prompt or "", "steps": steps, "guidance": guidance, "scheduler": schedule.sampler,
-      "size": f"{width}x{height}", "model": self._name, "version": __version__,
-    }  # fmt: skip
-    settings |= {"guidance_rescale": guidance_rescale} if guidance_rescale else {}
-    settings |= {"lora": self._lora} if self._lora else {}
-    settings |= {"strength": strength} if before is not None else {}
-    return [
-      Drawing(
-        image=Image.fromarray(np.zeros_like(x, np.uint8) if flag else (x * 255).round().astype(np.uint8)), seed=seed,
-        settings={"prompt": prompts[i], **settings}, flagged=flag,
-      )
-      for x, seed, i, flag in zip(images, seeds, every, flags)
-    ]  # fmt: skip
+    return flags
 
   def _conditioning(self, prompts: Sequence[str], height: int, width: int) -> Conditioning:
     encoded = [encoder(prompts) for encoder in self._encoders]

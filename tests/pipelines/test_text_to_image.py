@@ -1,7 +1,9 @@
 """Drawing against the pipelines of diffusers, from the same noise."""
 
+import json
 import shutil
 import types
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -24,7 +26,7 @@ from tiny_diffusion import (
 from fsb_jax.errors import UserError
 from fsb_jax.generation import images
 from fsb_jax.pipelines import drawing_files, text_to_image
-from fsb_jax.pipelines.drawing_files import contact_sheet, write_drawings
+from fsb_jax.pipelines.drawing_files import contact_sheet, write_drawing
 from fsb_jax.pipelines.prompt_encoder import ascii_punctuation
 from fsb_jax.pipelines.text_to_image import Drawing, TextToImage
 from fsb_jax.training import host_memory
@@ -325,6 +327,15 @@ def test_a_folder_without_an_autoencoder(stable, tmp_path):
     TextToImage(tmp_path / "model")
 
 
+def test_a_folder_without_a_tokenizer(stable, tmp_path):
+  shutil.copytree(stable[0], tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer"))
+  index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+  del index["tokenizer"]
+  (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
+  with pytest.raises(UserError, match="has 1 text encoders and 0 tokenizers"):
+    TextToImage(tmp_path / "model")
+
+
 def test_files(stable, fsb, tmp_path):
   arguments = ("--model", str(stable[0]), "--prompt", PROMPTS[0], "--steps", "2", "--seed", "3", "--count", "2")
   status, out, _ = fsb("draw", *arguments, "--scheduler", "euler_ancestral", "--output", "out")
@@ -337,8 +348,23 @@ def test_files(stable, fsb, tmp_path):
   assert Image.open("out/sheet-0001.png").size == (2 * SIDE, SIDE)
   drawing = Drawing(image=Image.new("RGB", (4, 4)), seed=1, settings={})
   before = (tmp_path / "out/0001.png").read_bytes()
-  assert [path.name for path in write_drawings([drawing], tmp_path / "out")] == ["0003.png"]
+  assert write_drawing(drawing, tmp_path / "out").name == "0003.png"
   assert (tmp_path / "out/0001.png").read_bytes() == before
+
+
+def test_what_is_drawn_stays_when_a_later_one_fails(stable, fsb, monkeypatch):
+  """Batches are of two."""
+  monkeypatch.setattr(drawing_files, "TextToImage", lambda *_, **__: stable[2])
+  batches = iter([np.zeros((2, SIDE, SIDE, 3))])
+
+  def draw(*_, **__):
+    if (batch := next(batches, None)) is None:
+      raise UserError("not made of numbers")
+    return batch
+
+  monkeypatch.setattr(text_to_image, "generate_images", draw)
+  status, _, _ = fsb("draw", "--model", "any", "--prompt", PROMPTS[0], "--count", "3", "--output", "out")
+  assert status == 2 and sorted(path.name for path in Path("out").iterdir()) == ["0001.png", "0002.png"]
 
 
 def test_tiles_dtype_and_variant_on_the_command_line(stable, fsb, monkeypatch):
