@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import glob
 import io
+import itertools
 import os
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from fsb_jax.errors import UserError
 from fsb_jax.tasks.files import DataFile, read_json_lines
 from fsb_jax.tasks.text_task import require_task_name, text_of
 
+# Bytes of a TFRecord before and after its data: its length and a checksum of that; a checksum of the data.
+_HEAD, _TAIL = 12, 4
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -162,39 +164,40 @@ def _bytes(path: Path) -> bytes:
 
 def _of_records(path: Path, image_column: str, caption_column: str) -> Iterator[CaptionedImage]:
   """The records of a file; captions are read at once, images when they are asked for."""
-  with path.open("rb") as file:
-    number, size = 0, path.stat().st_size
-    while (start := file.tell()) < size:
-      where = f"{path}, record {number}"
-      record = _read_record(file, where)
-      (caption,) = _column(record, caption_column, where)
-      try:
-        text = caption.decode("utf-8")
-      except UnicodeDecodeError as error:
-        raise UserError(f"{where}: its caption is not UTF-8 ({error}).") from error
-      yield CaptionedImage(where, text, functools.partial(_image_at, path, start, image_column, where))
-      number += 1
+  import tensorflow as tf
+
+  # It compares all checksums, once; what is read later is what stood there.
+  records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+  start = 0
+  for number in itertools.count():
+    where = f"{path}, record {number}"
+    try:
+      data = next(records, None)
+    except tf.errors.DataLossError as error:
+      raise UserError(f"{where}: cut short or damaged, or no TFRecord; fetch the file again.") from error
+    if data is None:
+      return
+    (caption,) = _column(_example(data, where), caption_column, where)
+    try:
+      text = caption.decode("utf-8")
+    except UnicodeDecodeError as error:
+      raise UserError(f"{where}: its caption is not UTF-8 ({error}).") from error
+    read = functools.partial(_image_at, path, start, len(data), image_column, where)
+    yield CaptionedImage(where, text, read)
+    start += _HEAD + len(data) + _TAIL
 
 
-def _image_at(path: Path, start: int, image_column: str, where: str) -> bytes:
+def _image_at(path: Path, start: int, length: int, image_column: str, where: str) -> bytes:
   with path.open("rb") as file:
-    file.seek(start)
-    (image,) = _column(_read_record(file, where), image_column, where)
+    file.seek(start + _HEAD)
+    (image,) = _column(_example(file.read(length), where), image_column, where)
   return image
 
 
-def _read_record(file: io.BufferedIOBase, where: str) -> Any:
-  """The record that begins here: its length, a checksum, itself, a checksum."""
+def _example(data: bytes, where: str) -> Any:
   import tensorflow as tf
   from google.protobuf.message import DecodeError
 
-  head = file.read(12)
-  length = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else 0
-  # What is no record may begin with any number: more bytes than the file has are not asked for.
-  left = os.fstat(file.fileno()).st_size - file.tell()
-  data = file.read(length) if length <= left else b""
-  if not data or len(file.read(4)) != 4:
-    raise UserError(f"{where}: cut short, or no TFRecord; fetch the file again.")
   try:
     return tf.train.Example.FromString(data)
   except DecodeError as error:

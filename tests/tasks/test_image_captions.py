@@ -87,6 +87,9 @@ def test_mistakes_name_their_file(folder, json_lines, records):
   part.write_bytes(whole[:-3])
   with pytest.raises(UserError, match=r"part-0.tfrecord, record 1: cut short"):
     image_caption_task("images", {"train": part})
+  part.write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
+  with pytest.raises(UserError, match=r"record 0: cut short or damaged"):
+    image_caption_task("images", {"train": part})
   part.write_bytes(whole)
   with pytest.raises(UserError, match=r"record 0: field 'words' must .*caption, image"):
     image_caption_task("images", {"train": part}, caption_column="words")
@@ -94,7 +97,7 @@ def test_mistakes_name_their_file(folder, json_lines, records):
     image_caption_task("images", {"train": part}, caption="狗")
   with pytest.raises(UserError, match="line 1: no field 'image'"):
     image_caption_task("images", {"train": json_lines})
-  with pytest.raises(UserError, match=r"0\.png, record 0: cut short, or no TFRecord"):
+  with pytest.raises(UserError, match=r"0\.png, record 0: cut short or damaged, or no TFRecord"):
     image_caption_task("images", {"train": folder / "0.png"})
   (folder / "1.png").unlink()
   with pytest.raises(UserError, match=r"line 2: there is no image .*1\.png"):
