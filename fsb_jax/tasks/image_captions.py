@@ -166,6 +166,7 @@ def _of_records(path: Path, image_column: str, caption_column: str) -> Iterator[
   """The records of a file; captions are read at once, images when they are asked for."""
   import tensorflow as tf
 
+  tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all of its memory
   # It compares all checksums, once; what is read later is what stood there.
   records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
   start = 0
