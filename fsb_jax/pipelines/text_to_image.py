@@ -1,6 +1,7 @@
 """Images that prompts describe: Stable Diffusion in the folder layout of `diffusers`, Taiyi's among them."""
 
 import dataclasses
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -70,6 +71,8 @@ class TextToImage:
       dtype=dtype, param_dtype=param_dtype, scan_layers=False,
       vocab_multiple=partitioner.vocab_multiple if partitioner else 1,
     )  # fmt: skip
+    if Path(model).suffix in (".ckpt", ".safetensors") and Path(model).is_file():
+      raise UserError(f"{model} is a single file; fsb convert import {model} FOLDER makes a folder of it that draws")
     folder = find_folder(model)
     missing = [name for name in _PARTS if not (folder / name).exists()]
     if missing:
@@ -161,6 +164,8 @@ class TextToImage:
       raise UserError("nothing to draw: give a prompt, or a list of them")
     if images_per_prompt < 1:
       raise UserError(f"images_per_prompt={images_per_prompt} draws nothing; give at least 1")
+    if not math.isfinite(guidance):
+      raise UserError(f"guidance={guidance} must be a number, such as 7.5")
     schedule = schedule_from_config(self._scheduler_config, scheduler)
     if not self._reads_sizes:
       schedule = schedule.of_latents()

@@ -301,6 +301,7 @@ def test_progress(stable):
     (dict(scheduler="plms"), "unknown scheduler 'plms'"),
     (dict(strength=0.5), "give the image too"),
     (dict(width=0), "size 0x16"),
+    (dict(guidance=float("nan")), "guidance=nan must be a number"),
     (dict(image=3), "image int cannot be read as an image"),
     (dict(image=np.zeros((4, 4, 3), np.float32)), "its numbers are float32; give bytes"),
     (dict(image="none.png"), "there is no image none.png"),
@@ -325,6 +326,12 @@ def test_a_folder_without_an_autoencoder(stable, tmp_path):
   shutil.copytree(stable[0], tmp_path / "model", ignore=shutil.ignore_patterns("vae"))
   with pytest.raises(UserError, match=r"lacks vae, the autoencoder \(VAE\)"):
     TextToImage(tmp_path / "model")
+
+
+def test_a_single_file_is_imported_first(tmp_path):
+  (tmp_path / "model.ckpt").touch()
+  with pytest.raises(UserError, match="fsb convert import .*model.ckpt FOLDER"):
+    TextToImage(tmp_path / "model.ckpt")
 
 
 def test_a_folder_without_a_tokenizer(stable, tmp_path):
