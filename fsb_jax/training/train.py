@@ -26,10 +26,11 @@ from fsb_jax.training.run_folder import (
   require_same_order,
   run_to_the_end,
   step_to_go_on_from,
+  wait_for,
   write_config,
 )
 from fsb_jax.training.scores import KIND, Scores, read_metrics
-from fsb_jax.training.seeds import train_seeds
+from fsb_jax.training.seeds import require_seed, train_seeds
 from fsb_jax.training.start import (
   SizedModel,
   Start,
@@ -130,6 +131,7 @@ def train(
   """
   if not isinstance(seed, int):
     return train_seeds(train, seed, dict(locals()))
+  require_seed(seed)
   for macro, value in (("TRAIN_STEPS", train_steps), ("BATCH_SIZE", batch_size), ("MICROBATCHES", microbatches)):
     require_count(macro, value)
   require_count("EVAL_BATCH_SIZE", eval_batch_size, or_none=True)
@@ -175,7 +177,7 @@ def train(
       write_config(folder, config_text, first_step)
     else:
       _describe_run(folder, start, config_text)
-    multihost.barrier("folder ready")
+    wait_for(folder)
     require_room(folder, boxed)
     rows = read_metrics(folder / "metrics.jsonl", first_step)
     scores = Scores(
@@ -259,6 +261,9 @@ def _describe_run(folder: Path, start: Start, config_text: str | None) -> None:
       start.metadata.family, start.metadata.label_names, start.hf_config
     ):
       raise UserError(f"MODEL_DIR {folder} was begun for another model or task; choose another or remove it")
+    # Nothing was learned yet: the tokenizer and the source are those of the run that begins now.
+    save_tokenizer(start.tokenizer, folder)
+    checkpoints.write_metadata(folder, start.metadata, start.hf_config)
     write_config(folder, config_text, 0)
     return
   with checkpoints.new_folder(folder) as unfinished:
