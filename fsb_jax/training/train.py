@@ -153,6 +153,11 @@ def train(
     max_length=evaluation.longest_row(feature_lengths), data_dir=data_dir, cache_dir=cache_dir,
     train_split=train_split, validation_split=validation_split, mixture_rate=mixture_rate, view=view, head=head,
   )
+  if not scored and (periods.early_stop or best_metric):
+    raise UserError(
+      f"EARLY_STOP and BEST_METRIC need scores, but {getattr(task, 'name', task)} has no split {validation_split!r}; "
+      "name one as VALIDATION_SPLIT, or set both to None"
+    )
   run = dataclasses.replace(run, vocab_multiple=partitioner.vocab_multiple)
   what = dict(model=model, tokenizer=tokenizer, head=loader.head, label_names=loader.label_names or None, run=run)
   if first_step:
@@ -223,6 +228,14 @@ def _loaders(
     for each in evaluation.task_names(name)
     if _has_split(each, validation_split)
   }
+  if not loader.question.answered:
+    raise UserError(f"{name}'s split {train_split!r} is published without labels, so there is nothing to learn of it")
+  for each, other in scored.items():
+    if not other.question.answered:
+      raise UserError(
+        f"{each}'s split {validation_split!r} is published without labels, so it cannot be scored; name another as "
+        "VALIDATION_SPLIT"
+      )
   if len(loader.label_names) == 1:
     raise UserError(f"task {name} has the one label {loader.label_names[0]}; a classifier needs two")
   return loader, scored
