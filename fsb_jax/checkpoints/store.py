@@ -87,7 +87,8 @@ class CheckpointStore:
     """Removes what interrupted saves and deletions left; for the one run that writes here."""
     for path in self._place.glob("*") if jax.process_index() == 0 else ():
       if path.name.endswith(_DELETED) or ".orbax-checkpoint-tmp" in path.name:
-        shutil.rmtree(path)
+        # What will not go, such as a file that somebody reads on NFS, is left to the next time.
+        shutil.rmtree(path, ignore_errors=True)
 
   def save(self, step: int, params: Any, training: Any = None, progress: Mapping | None = None) -> None:
     """Starts saving arrays (unboxed trees) and a small JSON record under `step`, once the save before is done.
@@ -123,9 +124,13 @@ class CheckpointStore:
     self._checkpointer.close()
 
   def keep_best(self, step: int | None) -> None:
-    """Keeps `step`, whatever its age, and writes it into `checkpoints/best`."""
+    """Keeps `step`, whatever its age, and writes it into `checkpoints/best`, which is removed where it is not here."""
     self._best = step
-    if step is not None and jax.process_index() == 0:
+    if jax.process_index() != 0:
+      return
+    if step not in self.steps() and (self._saving is None or step != self._saving[0]):
+      (self._place / BEST).unlink(missing_ok=True)
+    else:
       self._place.mkdir(parents=True, exist_ok=True)
       temporary = self._place / f"{BEST}.tmp"
       temporary.write_text(f"{step}\n")
@@ -182,7 +187,11 @@ class CheckpointStore:
       if path in saved and not fits(saved[path], leaf.shape, names[path]):
         problems.append(f"- {path}: has shape {saved[path]}, the model wants {tuple(leaf.shape)}")
     if problems:
-      raise UserError(f"checkpoint {self.folder} step {step} does not fit the model ({item}):\n" + "\n".join(problems))
+      differs = "OPTIMIZER, EMA_DECAY and PARAMETER_RATES as the run was begun, or choose another MODEL_DIR"
+      advice = "" if item == "params" else f"; give {differs}"
+      raise UserError(
+        f"checkpoint {self.folder} step {step} does not fit the model ({item}){advice}:\n" + "\n".join(problems)
+      )
 
     def template(path, leaf, sharding):
       return jax.ShapeDtypeStruct(saved[_keystr(path)], leaf.dtype, sharding=sharding)
@@ -239,7 +248,8 @@ class CheckpointStore:
         continue
       # Renamed first: a half deleted folder is never taken for a checkpoint.
       path = self._place / str(step)
-      shutil.rmtree(path.rename(path.with_name(path.name + _DELETED)))
+      with contextlib.suppress(OSError):  # no run ends for want of tidiness: see `clean`
+        shutil.rmtree(path.rename(path.with_name(path.name + _DELETED)), ignore_errors=True)
 
   def _damage(self, step: int, wanted=lambda name: True) -> str | None:
     """What is wrong with `step`, the same in every process."""
@@ -330,8 +340,9 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
   Raises:
     UserError: `folder` already holds something.
   """
-  folder = Path(folder)
   require_empty(folder)
+  # Where a link leads: a folder cannot take the place of a link, nor move to another disk as a whole.
+  folder = Path(folder).resolve()
   folder.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
     unfinished = Path(temporary) / folder.name
@@ -341,10 +352,12 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
 
 
 def require_empty(folder: Path | str) -> None:
-  """UserError where `folder` exists and is not an empty folder."""
+  """UserError where `folder` exists and is not an empty folder, or is the root of a disk, which nothing can replace."""
   folder = Path(folder)
   if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
     raise UserError(f"{folder} already exists and is not empty; choose another place or move it away")
+  if folder.is_mount():
+    raise UserError(f"{folder} is where a disk is mounted; name a folder in it")
 
 
 def copy_tokenizer(source: Path | str | None, folder: Path) -> None:

@@ -63,17 +63,21 @@ def initialise(
     raise UserError(f"the processes of this run did not find each other: {first}") from error
 
 
-def require_equal(what: str, value: str) -> None:
+def require_equal(
+  what: str, value: str, advice: str = "give all processes the same command and the same files"
+) -> None:
   """UserError where `value` is not the same in all processes; every process must call this at the same place."""
   if jax.process_count() == 1:
     return
-  digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
-  every = multihost_utils.process_allgather(digest)
+  every = multihost_utils.process_allgather(digest_of(value))
   other = np.flatnonzero((every != every[0]).any(axis=1))
   if len(other):
-    raise UserError(
-      f"process {other[0]} has other {what} than process 0; give all processes the same command and the same files"
-    )
+    raise UserError(f"process {other[0]} has other {what} than process 0; {advice}")
+
+
+def digest_of(value: str) -> np.ndarray:
+  """sha256 of a text, uint8 `[32]`: what processes compare."""
+  return np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
 
 
 def barrier(name: str) -> None:

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C while a run is under way: it saves and ends, all its processes at the same step."""
 
+import itertools
 import os
 import signal
 
@@ -15,9 +16,11 @@ class Interruption:
   Several processes agree on where to stop: JAX's preemption service takes SIGTERM to any of them to all.
   """
 
+  # Over all runs of a process: the number at which all stop must not be behind some of them.
+  _ticks = itertools.count(1)
+
   def __init__(self):
     self._signal: int | None = None
-    self._tick = 0
     self._before: dict[int, object] = {}
 
   def __enter__(self):
@@ -43,8 +46,7 @@ class Interruption:
   def check(self) -> None:
     """Raises `Stopped` where the run is to stop; all processes must call this equally often, after the same work."""
     if jax.process_count() > 1:
-      self._tick += 1
-      if multihost_utils.reached_preemption_sync_point(self._tick):
+      if multihost_utils.reached_preemption_sync_point(next(self._ticks)):
         raise Stopped(self._signal or signal.SIGTERM)
     elif self._signal is not None:
       raise Stopped(self._signal)

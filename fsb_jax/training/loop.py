@@ -108,6 +108,7 @@ class Loop:
     self._step = self._saved = int(state.step)
     self._first_step, self._bad_in_a_row, self._last = self._step, 0, {}
     self._window = Window(self.flops)
+    self._traced = None
     try:
       with _explained(self), Interruption() as self._interruption:
         try:
@@ -119,6 +120,7 @@ class Loop:
       return self.scores.at(self._step) or self._last
     finally:
       self._window.finish()
+      self._end_trace()
 
   def _train(self) -> None:
     # Of a run that was killed between saving and scoring.
@@ -205,6 +207,7 @@ class Loop:
     """Scores the state; saves it where it is the best so far."""
     if not self.scored:
       return
+    self._report()  # which tells what is wrong of a step that broke, and the scores would not
     every = []
     for name, loader in self.scored.items():
       metrics = evaluation.evaluate_split(
@@ -230,12 +233,24 @@ class Loop:
       return
     if number == _PROFILED[0]:
       jax.profiler.start_trace(self.profile)
+      self._traced = False
     with jax.profiler.StepTraceAnnotation("train", step_num=self._step + 1):
       yield
     if number == _PROFILED[-1]:
       self._report()  # waits for the steps
-      jax.profiler.stop_trace()
-      self.progress.say(f"profile written; tensorboard --logdir {self.profile} shows it")
+      self._end_trace()
+
+  def _end_trace(self) -> None:
+    """Writes the profile that was begun, and tells where there is none."""
+    if self.profile is None or self._traced:
+      return
+    if self._traced is None:
+      first, last = _PROFILED[0] + 1, _PROFILED[-1] + 1
+      self.progress.say(f"no profile was written: it is of steps {first} to {last} after the start, which never came")
+      return
+    jax.profiler.stop_trace()
+    self._traced = True
+    self.progress.say(f"profile written; tensorboard --logdir {self.profile} shows it")
 
 
 @contextlib.contextmanager

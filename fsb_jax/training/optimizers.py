@@ -40,9 +40,10 @@ def schedule(
     raise UserError(f"TRAIN_STEPS must be a whole number above 0, not {train_steps!r}")
   if kind not in SCHEDULES:
     raise UserError(f"unknown learning rate schedule {kind!r}; known: {', '.join(SCHEDULES)}")
+  require_number("LEARNING_RATE", learning_rate, "above 0", lambda x: x > 0)
+  require_number("WARMUP_RATIO", warmup_ratio, "from 0 to 1", lambda x: 0 <= x <= 1)
+  require_number("final_learning_rate", final_learning_rate, "at least 0", lambda x: x >= 0)
   warmup = int(train_steps * warmup_ratio) if warmup_steps is None else warmup_steps
-  if learning_rate <= 0:
-    raise UserError(f"LEARNING_RATE must be above 0, not {learning_rate}")
   if not 0 <= warmup <= train_steps:
     raise UserError(f"warm-up of {warmup} steps does not fit into a run of {train_steps}")
   decay_steps = max(train_steps - warmup, 1)

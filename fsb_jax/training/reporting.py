@@ -1,5 +1,6 @@
 """Where a run's numbers go: a JSON-lines file, TensorBoard, and a progress line for people."""
 
+import contextlib
 import json
 import sys
 import time
@@ -62,9 +63,10 @@ class MetricWriter:
 
   def close(self) -> None:
     """Closes the files."""
-    if self._file is not None:
-      self._file.close()
-      self._events.close()
+    for file in (self._file, self._events) if self._file is not None else ():
+      # What could not be written was told when it was; a full disk is no news.
+      with contextlib.suppress(OSError):
+        file.close()
 
 
 class TrainProgress:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,38 +14,65 @@ import numpy as np
 
 from fsb_jax import checkpoints
 from fsb_jax.errors import UserError
+from fsb_jax.partitioning import multihost
 from fsb_jax.training.loop import Loop
+from fsb_jax.training.reporting import say
 from fsb_jax.training.start import Start, training_item
 from fsb_jax.training.step import TrainState
 
+# Until a folder that was just made is seen everywhere: NFS remembers for a while what was not there.
+_SEEN_SECONDS = 30
+_SHARE = "let it be on a disk that all share"
+
 
 def step_to_go_on_from(store: checkpoints.CheckpointStore) -> int:
-  """The newest checkpoint's step, 0 where there is none; UserError where it is damaged."""
+  """The newest checkpoint's step, 0 where there is none; UserError where it is damaged, or no run's."""
   step = store.latest_step()
+  multihost.require_equal(f"checkpoints in MODEL_DIR {store.folder}", repr(step), _SHARE)
   if step is None:
     return 0
   store.require_whole(step)
+  if not store.has_progress(step):
+    # A run there would delete the model in time, as the oldest of its checkpoints.
+    raise UserError(
+      f"MODEL_DIR {store.folder} holds a model, not a run; choose another folder, and name this one as "
+      "INITIAL_CHECKPOINT_PATH to start from it"
+    )
   return step
+
+
+def wait_for(folder: Path) -> None:
+  """Returns when the first process has made the folder; UserError where not all processes see it."""
+  multihost.barrier("folder ready")
+  path, deadline = folder / "metadata.json", time.monotonic() + _SEEN_SECONDS
+  while not path.is_file() and time.monotonic() < deadline:
+    time.sleep(0.1)
+  text = path.read_text(encoding="utf-8") if path.is_file() else ""
+  multihost.require_equal(f"files in MODEL_DIR {folder}", text, _SHARE)
 
 
 @contextlib.contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-  """UserError where another run trains in `folder`; the folder is made if it is missing."""
+  """UserError where another run trains in `folder`, or it cannot be made; what it is in is made if it is missing."""
   if jax.process_index() != 0:
     yield
     return
-  folder.parent.mkdir(parents=True, exist_ok=True)
   # Beside the folder, which must not exist before it can be filled as a whole.
   path = folder.parent / f".{folder.name}.lock"
-  with path.open("w") as lock:
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.open("w")
+  except OSError as error:
+    raise UserError(f"MODEL_DIR {folder} cannot be made ({error.strerror}); choose another folder") from error
+  with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
       raise UserError(f"another run is training in MODEL_DIR {folder}; wait for it or choose another folder") from None
-    try:
-      yield
-    finally:
-      path.unlink(missing_ok=True)
+    except OSError as error:
+      say(f"warning: the disk of MODEL_DIR {folder} has no locks ({error.strerror}); start no second run there")
+    # The file stays: whoever has opened it and waits for the lock, and whoever makes it anew, would both get theirs.
+    yield
 
 
 def require_room(folder: Path, boxed: TrainState) -> None:

@@ -1,7 +1,7 @@
 """The evaluations of a run: which step is the best, and whether it still gets better."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fsb_jax.errors import UserError
@@ -23,12 +23,17 @@ class Scores:
   def __init__(self, metric: str, rows: list[dict] = ()):
     self.metric = metric
     self.rows = list(rows)
+    for row in self.rows:
+      self._require_metric([name for name in row if name != "step"])
 
   def add(self, step: int, metrics: Mapping[str, float]) -> None:
     """Takes in the scores of `step`."""
-    if self.metric not in metrics:
-      raise UserError(f"BEST_METRIC {self.metric!r} is no score of this task; it has {', '.join(metrics)}")
+    self._require_metric(metrics)
     self.rows.append({"step": step, **metrics})
+
+  def _require_metric(self, names: Iterable[str]) -> None:
+    if self.metric not in names:
+      raise UserError(f"BEST_METRIC {self.metric!r} is no score of this task; it has {', '.join(names)}")
 
   def at(self, step: int) -> dict[str, float] | None:
     """The scores of `step`, None where it was not scored."""

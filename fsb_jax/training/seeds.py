@@ -11,22 +11,37 @@ import numpy as np
 from fsb_jax.errors import UserError
 from fsb_jax.training.reporting import say
 
+# Dropout's is an unsigned number of 32 bits.
+_LARGEST = 2**32 - 1
+
+
+def require_seed(seed: Any) -> None:
+  """UserError where `seed` is none."""
+  if not isinstance(seed, int) or not 0 <= seed <= _LARGEST:
+    raise _mistake(seed)
+
+
+def _mistake(given: Any) -> UserError:
+  several = f"several different ones such as (0, 1, 2), each from 0 to {_LARGEST}"
+  return UserError(f"SEED must be a whole number, or {several}, not {given!r}")
+
 
 def train_seeds(train: Callable, seeds: Sequence[int], arguments: Mapping[str, Any]) -> dict[str, float]:
   """Trains once per seed, each in `model_dir/seed-N`; a run that is done already is not repeated.
 
   Args:
     train: what trains once.
-    seeds: at least two.
+    seeds: at least two, all different; UserError where they are not.
     arguments: those of `train`; its `model_dir` and `seed` are replaced.
 
   Returns:
     The mean of every metric. Means, sample standard deviations and each seed's own metrics are in
     `model_dir/seeds.json`.
   """
-  seeds = tuple(seeds)
-  if len(seeds) < 2 or len({*seeds}) < len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-    raise UserError(f"SEED must be a whole number, or several different ones such as (0, 1, 2), not {seeds!r}")
+  if not isinstance(seeds, Sequence) or len(seeds) < 2 or len({*seeds}) < len(seeds):
+    raise _mistake(seeds)
+  for seed in seeds:
+    require_seed(seed)
   folder = Path(str(arguments["model_dir"])).expanduser()
   results = {}
   for seed in seeds:

@@ -26,10 +26,11 @@ from fsb_jax.training.run_folder import (
   require_same_order,
   run_to_the_end,
   step_to_go_on_from,
+  wait_for,
   write_config,
 )
 from fsb_jax.training.scores import KIND, Scores, read_metrics
-from fsb_jax.training.seeds import train_seeds
+from fsb_jax.training.seeds import require_seed, train_seeds
 from fsb_jax.training.start import (
   SizedModel,
   Start,
@@ -130,6 +131,7 @@ def train(
   """
   if not isinstance(seed, int):
     return train_seeds(train, seed, dict(locals()))
+  require_seed(seed)
   for macro, value in (("TRAIN_STEPS", train_steps), ("BATCH_SIZE", batch_size), ("MICROBATCHES", microbatches)):
     require_count(macro, value)
   require_count("EVAL_BATCH_SIZE", eval_batch_size, or_none=True)
@@ -151,6 +153,11 @@ def train(
     max_length=evaluation.longest_row(feature_lengths), data_dir=data_dir, cache_dir=cache_dir,
     train_split=train_split, validation_split=validation_split, mixture_rate=mixture_rate, view=view, head=head,
   )
+  if not scored and (periods.early_stop or best_metric):
+    raise UserError(
+      f"EARLY_STOP and BEST_METRIC need scores, but {getattr(task, 'name', task)} has no split {validation_split!r}; "
+      "name one as VALIDATION_SPLIT, or set both to None"
+    )
   run = dataclasses.replace(run, vocab_multiple=partitioner.vocab_multiple)
   what = dict(model=model, tokenizer=tokenizer, head=loader.head, label_names=loader.label_names or None, run=run)
   if first_step:
@@ -175,7 +182,7 @@ def train(
       write_config(folder, config_text, first_step)
     else:
       _describe_run(folder, start, config_text)
-    multihost.barrier("folder ready")
+    wait_for(folder)
     require_room(folder, boxed)
     rows = read_metrics(folder / "metrics.jsonl", first_step)
     scores = Scores(
@@ -221,6 +228,14 @@ def _loaders(
     for each in evaluation.task_names(name)
     if _has_split(each, validation_split)
   }
+  if not loader.question.answered:
+    raise UserError(f"{name}'s split {train_split!r} is published without labels, so there is nothing to learn of it")
+  for each, other in scored.items():
+    if not other.question.answered:
+      raise UserError(
+        f"{each}'s split {validation_split!r} is published without labels, so it cannot be scored; name another as "
+        "VALIDATION_SPLIT"
+      )
   if len(loader.label_names) == 1:
     raise UserError(f"task {name} has the one label {loader.label_names[0]}; a classifier needs two")
   return loader, scored
@@ -259,6 +274,9 @@ def _describe_run(folder: Path, start: Start, config_text: str | None) -> None:
       start.metadata.family, start.metadata.label_names, start.hf_config
     ):
       raise UserError(f"MODEL_DIR {folder} was begun for another model or task; choose another or remove it")
+    # Nothing was learned yet: the tokenizer and the source are those of the run that begins now.
+    save_tokenizer(start.tokenizer, folder)
+    checkpoints.write_metadata(folder, start.metadata, start.hf_config)
     write_config(folder, config_text, 0)
     return
   with checkpoints.new_folder(folder) as unfinished:

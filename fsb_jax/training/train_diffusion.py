@@ -32,6 +32,7 @@ from fsb_jax.training.run_folder import (
   require_same_order,
   run_to_the_end,
   step_to_go_on_from,
+  wait_for,
   write_config,
 )
 from fsb_jax.training.scores import Scores, read_metrics
@@ -214,7 +215,7 @@ def train(
       write_config(folder, config_text, first_step)
     else:
       _describe(folder, source, run, parts, factors, config_text)
-    multihost.barrier("folder ready")
+    wait_for(folder)
     require_room(folder, boxed)
     encode = _encoder(autoencoder)
     if not preparation.draws:

@@ -1,7 +1,9 @@
 """Saving on one mesh and restoring on another; what does not fit is named."""
 
 import dataclasses
+import errno
 import json
+import os
 import resource
 import subprocess
 from pathlib import Path
@@ -180,6 +182,52 @@ def test_what_was_cut_off_is_no_checkpoint(tmp_path):
   assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
   save_steps(store, 2)
   assert store.latest_step() == 2 and store.progress(2) == {"step": 2}
+
+
+def test_what_cannot_be_deleted_stops_no_run(tmp_path, monkeypatch):
+  store = small_store(tmp_path, keep=1)
+  save_steps(store, 1)
+
+  def busy(*_, **__):
+    raise OSError(errno.ENOTEMPTY, "Directory not empty")  # NFS, where somebody still reads a file
+
+  monkeypatch.setattr(os, "rmdir", busy)
+  save_steps(store, 2)
+  store.clean()
+  monkeypatch.undo()
+  assert store.steps() == [2]
+  store.clean()
+  assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_the_best_is_named_only_while_it_is_there(tmp_path):
+  store = small_store(tmp_path)
+  save_steps(store, 1)
+  for step, there in ((1, True), (7, False), (1, True), (None, False)):
+    store.keep_best(step)
+    assert (tmp_path / "checkpoints" / "best").exists() == there
+
+
+def test_a_run_that_went_on_otherwise_is_told_what_may_differ(tmp_path):
+  store = small_store(tmp_path)
+  save_steps(store, 1)
+  other = {"optimizer": {"kernel": jax.ShapeDtypeStruct((2, 3), "float32"), "mean": jax.ShapeDtypeStruct((), "int32")}}
+  with pytest.raises(UserError, match=r"\(training\); give OPTIMIZER, EMA_DECAY .*:\n- optimizer/mean \(\): missing"):
+    store.restore(1, "training", other, None)
+
+
+def test_a_new_folder_may_be_reached_by_a_link(tmp_path):
+  (tmp_path / "disk").mkdir()
+  (tmp_path / "link").symlink_to(tmp_path / "disk")
+  with checkpoints.new_folder(tmp_path / "link") as unfinished:
+    (unfinished / "file").touch()
+  assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "file").exists()
+
+
+def test_the_root_of_a_disk_is_no_new_folder(tmp_path, monkeypatch):
+  monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+  with pytest.raises(UserError, match=f"{tmp_path} is where a disk is mounted; name a folder in it"):
+    checkpoints.require_empty(tmp_path)
 
 
 def test_the_manifest_is_one_that_sha256sum_reads(tmp_path):

@@ -39,11 +39,15 @@ def live(folder, **options):
   return json.loads(said(folder).splitlines()[-1])
 
 
-def start_two(folder, **options):
-  """Two processes of one run."""
+def free_address():
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
-    coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def start_two(folder, **options):
+  """Two processes of one run."""
+  coordinator = free_address()
   return [start(folder, processes=2, index=i, coordinator=coordinator, **options) for i in range(2)]
 
 

@@ -1,6 +1,9 @@
 """What a run does besides learning: it watches itself, keeps the best, stops in time, and says what it costs."""
 
 import json
+import types
+from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -11,9 +14,9 @@ import fsb_jax
 from fsb_jax import checkpoints
 from fsb_jax.errors import UserError
 from fsb_jax.training import evaluate as evaluation
-from fsb_jax.training import scores
+from fsb_jax.training import interruption, reporting, scores
 from fsb_jax.training.levers import Levers
-from fsb_jax.training.loop import Periods
+from fsb_jax.training.loop import Loop, Periods
 from fsb_jax.training.step import Update
 
 ONE_AXIS = {"mesh": {"data": 8}}
@@ -122,6 +125,38 @@ def test_a_profile_can_be_opened(table, tokenizer, tmp_path, capsys):
   assert sum(name == "train" for name in events) == 5
 
 
+@pytest.mark.parametrize(("steps", "said"), [(10, "no profile was written"), (12, "profile written")])
+def test_a_run_that_ends_before_its_profile_does_says_what_there_is(steps, said, monkeypatch):
+  calls = mock.Mock()
+  monkeypatch.setattr(jax.profiler, "start_trace", calls.start)
+  monkeypatch.setattr(jax.profiler, "stop_trace", calls.stop)
+  metrics = dict.fromkeys(("loss", "gradient_norm", "examples", "tokens", "bad"), np.float32(0))
+  state, anything = types.SimpleNamespace(step=0, params={}, good_steps=0), mock.MagicMock()
+  loader = types.SimpleNamespace(
+    waited=0.0, steps_per_epoch=lambda: 5, stream=lambda first, last: iter([{"input_ids": np.zeros((1, 8))}] * steps)
+  )
+  loop = Loop(
+    train_steps=steps, periods=Periods(), update=lambda state, batch: (state, metrics), score=anything,
+    norm=lambda params: 0, loader=loader, scored={}, partitioner=anything, store=anything, writer=anything,
+    progress=anything, scores=scores.Scores("loss"), order={}, profile="somewhere",
+  )
+  monkeypatch.setattr(Loop, "_save", Loop._report)
+  loop.run(state)
+  assert calls.start.call_count == calls.stop.call_count == (steps > 10)
+  assert [said in call.args[0] for call in anything.say.call_args_list] == [True]
+
+
+def test_interruptions_of_one_process_count_on(monkeypatch):
+  """Runs of several seeds: processes agree on a number at which to stop, which must not come twice."""
+  ticks = []
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(interruption.multihost_utils, "reached_preemption_sync_point", ticks.append)
+  for _ in range(2):
+    one = interruption.Interruption()
+    one.check(), one.check()
+  assert all(low < high for low, high in zip(ticks, ticks[1:])) and len(ticks) == 4
+
+
 @pytest.mark.slow
 def test_several_seeds_give_a_mean_and_its_spread(table, tokenizer, tmp_path, capsys):
   mean = run(tmp_path / "runs", table, tokenizer, 15, seed=(0, 1, 2), **ONE_AXIS)
@@ -199,9 +234,21 @@ def test_the_best_is_the_first_of_equals_and_may_be_the_least():
   assert scores.Scores("loss").best_step() is None and scores.Scores("loss").without_progress() == 0
   with pytest.raises(UserError, match="BEST_METRIC 'f1' is no score of this task; it has loss"):
     scores.Scores("f1").add(1, {"loss": 1.0})
+  with pytest.raises(UserError, match="BEST_METRIC 'f1' is no score of this task; it has loss"):
+    scores.Scores("f1", [{"step": 1, "loss": 1.0}])
 
 
 def test_what_a_killed_run_wrote_too_much_is_left_out(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text('{"step": 1, "kind": "train"}\n{"step": 3, "kind": "train"}\n{"step": 2, "kind": "eval"}\n{"st')
   assert [row["step"] for row in scores.read_metrics(path, 2)] == [1, 2]
+
+
+def test_what_the_disk_has_no_room_for_is_told_once(tmp_path):
+  """Closing must not raise again, in place of the sentence that ends the run."""
+  writer = reporting.MetricWriter(tmp_path)
+  writer._file.close()
+  with Path("/dev/full").open("a") as writer._file:
+    with pytest.raises(OSError, match="No space left"):
+      writer.write(1, "train", {"loss": 1.0})
+    writer.close()

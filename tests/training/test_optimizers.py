@@ -98,6 +98,12 @@ def test_mistakes_are_one_sentence():
     schedule(train_steps=10, warmup_steps=11)
   with pytest.raises(UserError, match="warm-up of -1 steps"):
     schedule(train_steps=10, warmup_steps=-1)
+  with pytest.raises(UserError, match="LEARNING_RATE must be a number above 0, not '2e-5x'"):
+    schedule(train_steps=10, learning_rate="2e-5x")
+  with pytest.raises(UserError, match="LEARNING_RATE must be a number above 0, not nan"):
+    schedule(train_steps=10, learning_rate=float("nan"))
+  with pytest.raises(UserError, match="WARMUP_RATIO must be a number from 0 to 1, not '10%'"):
+    schedule(train_steps=10, warmup_ratio="10%")
 
 
 def trained(params, gradients, make=adamw, **options):

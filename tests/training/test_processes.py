@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from lives import live, losses, said, start_two, wait_until_said
+from lives import free_address, live, losses, said, start, start_two, wait_until_said
 
 from fsb_jax import checkpoints
 
@@ -83,6 +83,16 @@ def test_a_mistake_that_one_process_finds_ends_both(folder):
     assert [process.wait(timeout=120) != 0 for process in processes] == [True, True]
   assert "another run is training in MODEL_DIR" in said(folder)
   assert "another process of the run has ended" in said(folder, 1) or "another task died" in said(folder, 1)
+
+
+@pytest.mark.slow
+def test_processes_that_share_no_disk_are_told(folder):
+  coordinator = free_address()
+  processes = [
+    start(folder, name=f"run-{index}", steps=4, processes=2, index=index, coordinator=coordinator) for index in range(2)
+  ]
+  assert [process.wait(timeout=180) != 0 for process in processes] == [True, True]
+  assert "process 1 has other files in MODEL_DIR" in said(folder) + said(folder, 1)
 
 
 @pytest.mark.slow

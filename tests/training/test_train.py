@@ -120,6 +120,14 @@ def test_broken_numbers_are_not_saved(table, tokenizer, tmp_path):
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+def test_numbers_that_broke_since_the_last_report_are_not_scored(table, tokenizer, tmp_path):
+  with pytest.raises(UserError, match="training broke at step 2: loss nan.* training examples "):
+    run(
+      tmp_path / "run", table, tokenizer, 5, optimizer=adamw(learning_rate=1e30), learning_rate=None,
+      periods=Periods(log=10, evaluate=3), mesh={"data": 8},
+    )
+
+
 def test_a_run_moved_to_another_mesh_still_exports(finished, table, tokenizer, tmp_path):
   import shutil
 
@@ -231,6 +239,15 @@ def test_starting_from_a_checkpoint_keeps_its_body(finished, table, tmp_path):
   assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
 
 
+def test_splits_without_labels_are_told_before_the_work(inputs, tokenizer, tmp_path):
+  (tmp_path / "test.csv").write_text("text\n" + "天地好\n" * 8)
+  half = tasks.table_task("half", {"train": inputs / "train.csv", "test": tmp_path / "test.csv"}, "text")
+  for split, words in (("train", "nothing to learn"), ("validation", "cannot be scored")):
+    with pytest.raises(UserError, match=f"half's split 'test' is .* without labels.* {words}"):
+      run(tmp_path / "run", half, tokenizer, 2, **{f"{split}_split": "test"})
+  assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_bfloat16_with_microbatches_and_remat_learns_too(table, tokenizer, tmp_path):
   from fsb_jax import models
@@ -259,6 +276,13 @@ def test_bfloat16_with_microbatches_and_remat_learns_too(table, tokenizer, tmp_p
     ({"dropout_rate": 2}, "a dropout rate must be at least 0 and below 1, not 2"),
     ({"feature_lengths": {"inputs": 600}, "buckets": (600,)}, "600 tokens, but the model has positions for 512"),
     ({"rules": {"heads": "model"}}, "no mesh axis 'model'"),
+    ({"seed": 1.5}, "SEED must be a whole number"),
+    ({"seed": 2**32}, "SEED must be a whole number.* each from 0 to 4294967295, not 4294967296"),
+    (
+      {"validation_split": "dev", "periods": Periods(evaluate=1, early_stop=1)},
+      "EARLY_STOP and BEST_METRIC need scores, but reviews has no split 'dev'",
+    ),
+    ({"validation_split": "dev", "best_metric": "loss"}, "need scores, but reviews has no split 'dev'"),
   ],
   ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
