@@ -251,6 +251,28 @@ def test_what_is_not_supported_is_refused_in_one_sentence(family, changes, messa
   assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+  "family,changes,message",
+  [
+    ("bert", {"pruned_heads": {"0": [1]}}, "config.json says pruned_heads={'0': [1]}, which fsb_jax does not support"),
+    ("bert", {"num_hidden_layers": 0}, "num_hidden_layers=0; it must be a whole number of at least 1"),
+    ("bert", {"num_attention_heads": "4"}, "num_attention_heads='4'; it must be a whole number of at least 1"),
+    ("bert", {"max_position_embeddings": None}, "max_position_embeddings=None; it must be a whole number"),
+    ("bert", {"vocab_size": None}, "config.json lacks vocab_size; is it"),
+    ("deberta_v2", {"attention_head_size": 16}, "attention_head_size=16, which fsb_jax does not support (only 8)"),
+    ("deberta_v2", {"pos_att_type": ["c2p", "p2p"]}, "of which fsb_jax knows c2p and p2c only"),
+    ("electra", {"summary_activation": None}, "summary_activation=None, which fsb_jax does not support (only 'gelu')"),
+    ("xlnet", {"summary_use_proj": None}, "summary_use_proj=None, which fsb_jax does not support (only True)"),
+    ("longformer", {"attention_window": None}, "attention_window=None; it must be one positive even number"),
+    ("longformer", {"attention_window": 5}, "attention_window=5; it must be one positive even number"),
+  ],
+)
+def test_a_field_that_would_be_ignored_or_misread_is_refused(family, changes, message):
+  with pytest.raises(UserError) as error:
+    models.family(family).config_from_hf({**shape(family), **changes})
+  assert message in str(error.value) and "\n" not in str(error.value)
+
+
 def test_how_zhouwenwang_masks_is_kept_and_checked():
   chosen = models.family("zhouwenwang")
   assert chosen.config_from_hf(SHAPE).mask_fill == "plus_1"

@@ -31,6 +31,8 @@ def config_from_hf(hf: Mapping) -> TransformerConfig:
   read = {name: value for name, value in hf.items() if name != "pad_token_id"}
   read |= {theirs: hf[name] for name, theirs in _NAMES.items() if name in hf}
   fields = shared_fields({**read, "type_vocab_size": 0, "pad_token_id": None}, {})
+  # Null would mean that there is no such part.
+  require_values(hf, _SUMMARY, null=False)
   require_values(hf, {**_REQUIRED, "d_head": fields["embed_dim"] // fields["num_heads"]})
   rate = fields["dropout"].hidden
   clamp, memory = hf.get("clamp_len", -1), hf.get("mem_len", 512)
