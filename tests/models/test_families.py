@@ -164,7 +164,8 @@ def test_config_round_trip_of_every_field(family):
   elif family == "xlnet":
     # It has one rate of dropout, and neither token types nor a longest sequence.
     positions = dataclasses.replace(config.positions, clamp=5, memory=7, reuse=3)
-    config = dataclasses.replace(config, positions=positions, dropout=Dropout(hidden=0.2, attention=0.2, mlp=0.2))
+    dropout = Dropout(hidden=0.2, attention=0.2, mlp=0.2, classifier=0.0)
+    config = dataclasses.replace(config, positions=positions, dropout=dropout)
   else:
     length = {"length": 77} if hasattr(config.positions, "length") else {}
     config = dataclasses.replace(
