@@ -167,6 +167,20 @@ def test_pipeline_mistakes(hub):
     fsb_jax.pipeline("text_classification", hub[0])
 
 
+@pytest.mark.parametrize(
+  "says",
+  [{"num_labels": 1}, {"problem_type": "regression"}, {"num_labels": 3, "problem_type": "multi_label_classification"}],
+  ids=str,
+)
+def test_scores_that_are_no_classes_are_not_made_a_label(says, tmp_path):
+  config = transformers.BertConfig(
+    vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, **says
+  )
+  transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+  with pytest.raises(UserError, match="does not answer with one of several labels .* take its logits from"):
+    fsb_jax.pipeline("text_classification", tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["hub", "ours"])
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_another_number_of_tokens(hub, ours, kind, scan_layers):

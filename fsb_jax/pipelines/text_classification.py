@@ -19,7 +19,8 @@ class TextClassification:
   """Answers with a label and its probability.
 
   Args:
-    model: a training run's folder, a converted folder, or a Hub folder or id with a sequence classification head.
+    model: a training run's folder, a converted folder, or a Hub folder or id with a sequence classification head whose
+      labels exclude each other.
     max_length: longest text in tokens; the model's own limit if not given.
     batch_size: texts at a time.
     **options: of `from_pretrained`, such as dtype= or mesh=.
@@ -29,6 +30,12 @@ class TextClassification:
     loaded = from_pretrained(model, **options)
     if loaded.metadata.head != "sequence_classification":
       raise UserError(f"{model} has a {loaded.metadata.head} head, not one that classifies texts; train one first")
+    problem = loaded.hf_config.get("problem_type")
+    if loaded.metadata.num_labels == 1 or problem not in (None, "single_label_classification"):
+      raise UserError(
+        f"{model} does not answer with one of several labels (num_labels={loaded.metadata.num_labels}, "
+        f"problem_type={problem!r} in config.json); take its logits from fsb_jax.from_pretrained"
+      )
     self.tokenizer = require_tokenizer(loaded, model)
     self.label_names = loaded.metadata.label_names or tuple(f"LABEL_{i}" for i in range(loaded.metadata.num_labels))
     self._params = loaded.params
