@@ -38,6 +38,11 @@ class TokenClassification:
         f"{', '.join(TAGGERS[head].names(['PER'])[3:])} and so on"
       )
     self.tokenizer, self.label_names = require_tokenizer(loaded, model), names
+    if head == "crf" and self.tokenizer.padding_side == "left":
+      raise UserError(
+        f"the crf head of {model} reads rows from their first token, where its tokenizer pads; set padding_side to "
+        "right in its tokenizer_config.json"
+      )
     self._tagger, self._params, self._batch_size = TAGGERS[head], loaded.params, batch_size
     self._max_length = max_length or min(getattr(loaded.config.positions, "usable_length", 512), 512)
     label_mask = self._tagger.label_mask(names)
