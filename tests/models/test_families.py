@@ -89,6 +89,13 @@ def test_published_sizes():
     ("deberta_v2", "erlangshen_710m"): 0.710e9,
     ("deberta_v2", "unimc_1_4b"): 1.4e9,
     ("electra", "electra_small"): 0.012e9,
+    # Of HFL's own lists: Chinese-BERT-wwm and Chinese-XLNet.
+    ("bert", "rbt3"): 0.038e9,
+    ("bert", "rbtl3"): 0.061e9,
+    ("xlnet", "xlnet_base"): 0.117e9,
+    ("xlnet", "xlnet_mid"): 0.209e9,
+    # ALBERT-xxlarge by its repository's list; the paper, and so the checkpoint's name, says 235M of the same shape.
+    ("albert", "unimc_235m"): 0.223e9,
     ("longformer", "longformer_base_4096"): 0.149e9,
     ("longformer", "longformer_large_4096"): 0.435e9,
     ("electra", "electra_base"): 0.102e9,
