@@ -9,7 +9,7 @@ import numpy as np
 
 from fsb_jax import encodings
 from fsb_jax.errors import UserError
-from fsb_jax.pipelines.batches import padded
+from fsb_jax.pipelines.batches import padded, row_length
 from fsb_jax.pretrained import from_pretrained, require_tokenizer
 
 _PAIR = "[SEP]"
@@ -27,6 +27,8 @@ class TextClassification:
   """
 
   def __init__(self, model: str | Path, *, max_length: int | None = None, batch_size: int = 32, **options: Any):
+    if not isinstance(batch_size, int) or batch_size < 1:
+      raise UserError(f"batch_size {batch_size} must be at least 1")
     loaded = from_pretrained(model, **options)
     if loaded.metadata.head != "sequence_classification":
       raise UserError(f"{model} has a {loaded.metadata.head} head, not one that classifies texts; train one first")
@@ -39,7 +41,7 @@ class TextClassification:
     self.tokenizer = require_tokenizer(loaded, model)
     self.label_names = loaded.metadata.label_names or tuple(f"LABEL_{i}" for i in range(loaded.metadata.num_labels))
     self._params = loaded.params
-    self._max_length = max_length or getattr(loaded.config.positions, "usable_length", 512)
+    self._max_length = row_length(loaded.config, max_length)
     self._batch_size = batch_size
 
     def scores(params, input_ids, attention_mask, token_type_ids):
