@@ -17,6 +17,25 @@ import` and `export`), runs with its layers stacked (`scan_layers`) or one by on
 |---|---|---|
 """
 HEADS = """
+## What an encoder gives
+
+```python
+import fsb_jax
+from fsb_jax import models
+
+loaded = fsb_jax.from_pretrained("IDEA-CCNL/Erlangshen-SimCSE-110M-Chinese", head="base")
+rows = loaded.tokenizer(["今天天气不错", "今天天气很好"], padding=True, return_tensors="np")
+ids, mask = rows["input_ids"], rows["attention_mask"]
+output = loaded.model.apply({"params": loaded.params}, ids, mask, output_hidden_states=True, output_attentions=True)
+vectors = models.pool(output, mask, "first")  # as SimCSE does; also "mean" and "first_last_mean"
+models.cosine_similarity(vectors, vectors)
+```
+
+`output.attentions` are every layer's probabilities before dropout, `[batch, heads, query, key]`. `from_pretrained(...,
+vocab_size=21200)` adds tokens, each as the mean of the others, or drops those at the end. `[batch, query, key]` masks
+say who sees whom, but for models with a window and XLNet, which has `perm_mask`. What the original computes in ways of
+its own is listed in [quirks.md](quirks.md).
+
 ## Heads, and what each is compared with
 
 **T**: `transformers`, in float64 on both sides: outputs, hidden states, attentions, loss and the gradient of every

@@ -167,6 +167,44 @@ def test_pipeline_mistakes(hub):
     fsb_jax.pipeline("text_classification", hub[0])
 
 
+@pytest.mark.parametrize(
+  "says",
+  [{"num_labels": 1}, {"problem_type": "regression"}, {"num_labels": 3, "problem_type": "multi_label_classification"}],
+  ids=str,
+)
+def test_scores_that_are_no_classes_are_not_made_a_label(says, tmp_path):
+  config = transformers.BertConfig(
+    vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, **says
+  )
+  transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+  with pytest.raises(UserError, match="does not answer with one of several labels .* take its logits from"):
+    fsb_jax.pipeline("text_classification", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def short_bert(tmp_path_factory):
+  """The body of a model with 8 positions and a tokenizer, from which heads are drawn afresh."""
+  from fsb_jax.encodings import bert_tokenizer_from_characters
+
+  folder = tmp_path_factory.mktemp("short")
+  config = transformers.BertConfig(
+    vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+    max_position_embeddings=8, id2label={0: "O", 1: "B-PER", 2: "I-PER"},
+  )  # fmt: skip
+  transformers.BertForMaskedLM(config).save_pretrained(folder)
+  bert_tokenizer_from_characters("天地是非", folder)
+  return folder
+
+
+@pytest.mark.parametrize("task", ["text_classification", "token_classification", "question_answering", "zero_shot"])
+def test_rows_longer_than_the_model_reads_are_refused_before_a_text_is(task, short_bert):
+  head = {} if task == "zero_shot" else {"head": task.replace("text", "sequence")}
+  with pytest.raises(UserError, match="max_length=9 is more tokens than the model has positions for; give 8 at most"):
+    fsb_jax.pipeline(task, short_bert, max_length=9, **head)
+  with pytest.raises(UserError, match="batch_size 0 must be at least 1"):
+    fsb_jax.pipeline(task, short_bert, batch_size=0, **head)
+
+
 @pytest.mark.parametrize("kind", ["hub", "ours"])
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_another_number_of_tokens(hub, ours, kind, scan_layers):

@@ -4,7 +4,28 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from fsb_jax.errors import UserError
+
 _LENGTH_MULTIPLE = 16
+
+
+def row_length(config, max_length: int | None, most: int | None = None) -> int:
+  """Longest row in tokens.
+
+  Args:
+    config: the model's `TransformerConfig`.
+    max_length: what was asked for; None for what the model has positions for.
+    most: of these no more than so many.
+
+  Raises:
+    UserError: the model has no positions for as many as were asked for.
+  """
+  usable = getattr(config.positions, "usable_length", None)
+  if max_length is None:
+    return min(usable or 512, most or usable or 512)
+  if usable is not None and max_length > usable:
+    raise UserError(f"max_length={max_length} is more tokens than the model has positions for; give {usable} at most")
+  return max_length
 
 
 def padded(

@@ -9,7 +9,7 @@ import numpy as np
 
 from fsb_jax import encodings, models
 from fsb_jax.errors import UserError
-from fsb_jax.pipelines.batches import batches
+from fsb_jax.pipelines.batches import batches, row_length
 from fsb_jax.pipelines.lines import json_items
 from fsb_jax.pretrained import from_pretrained, require_tokenizer
 
@@ -38,7 +38,7 @@ class QuestionAnswering:
       raise UserError(f"{model} has a {loaded.metadata.head} head, not one that answers questions; train one first")
     self.tokenizer = require_tokenizer(loaded, model)
     self._params, self._batch_size, self._count, self._may_have_none = loaded.params, batch_size, count, may_have_none
-    self._max_length = max_length or min(getattr(loaded.config.positions, "usable_length", 512), 512)
+    self._max_length = row_length(loaded.config, max_length, 512)
     self._inputs = models.input_names(loaded.model)
 
     def logits(params, inputs):

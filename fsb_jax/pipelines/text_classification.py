@@ -9,7 +9,7 @@ import numpy as np
 
 from fsb_jax import encodings
 from fsb_jax.errors import UserError
-from fsb_jax.pipelines.batches import padded
+from fsb_jax.pipelines.batches import padded, row_length
 from fsb_jax.pretrained import from_pretrained, require_tokenizer
 
 _PAIR = "[SEP]"
@@ -19,20 +19,29 @@ class TextClassification:
   """Answers with a label and its probability.
 
   Args:
-    model: a training run's folder, a converted folder, or a Hub folder or id with a sequence classification head.
+    model: a training run's folder, a converted folder, or a Hub folder or id with a sequence classification head whose
+      labels exclude each other.
     max_length: longest text in tokens; the model's own limit if not given.
     batch_size: texts at a time.
     **options: of `from_pretrained`, such as dtype= or mesh=.
   """
 
   def __init__(self, model: str | Path, *, max_length: int | None = None, batch_size: int = 32, **options: Any):
+    if not isinstance(batch_size, int) or batch_size < 1:
+      raise UserError(f"batch_size {batch_size} must be at least 1")
     loaded = from_pretrained(model, **options)
     if loaded.metadata.head != "sequence_classification":
       raise UserError(f"{model} has a {loaded.metadata.head} head, not one that classifies texts; train one first")
+    problem = loaded.hf_config.get("problem_type")
+    if loaded.metadata.num_labels == 1 or problem not in (None, "single_label_classification"):
+      raise UserError(
+        f"{model} does not answer with one of several labels (num_labels={loaded.metadata.num_labels}, "
+        f"problem_type={problem!r} in config.json); take its logits from fsb_jax.from_pretrained"
+      )
     self.tokenizer = require_tokenizer(loaded, model)
     self.label_names = loaded.metadata.label_names or tuple(f"LABEL_{i}" for i in range(loaded.metadata.num_labels))
     self._params = loaded.params
-    self._max_length = max_length or getattr(loaded.config.positions, "usable_length", 512)
+    self._max_length = row_length(loaded.config, max_length)
     self._batch_size = batch_size
 
     def scores(params, input_ids, attention_mask, token_type_ids):

@@ -10,7 +10,7 @@ import numpy as np
 from fsb_jax import encodings, models
 from fsb_jax.encodings import TAGGERS
 from fsb_jax.errors import UserError
-from fsb_jax.pipelines.batches import batches
+from fsb_jax.pipelines.batches import batches, row_length
 from fsb_jax.pretrained import from_pretrained, require_tokenizer
 
 
@@ -38,8 +38,13 @@ class TokenClassification:
         f"{', '.join(TAGGERS[head].names(['PER'])[3:])} and so on"
       )
     self.tokenizer, self.label_names = require_tokenizer(loaded, model), names
+    if head == "crf" and self.tokenizer.padding_side == "left":
+      raise UserError(
+        f"the crf head of {model} reads rows from their first token, where its tokenizer pads; set padding_side to "
+        "right in its tokenizer_config.json"
+      )
     self._tagger, self._params, self._batch_size = TAGGERS[head], loaded.params, batch_size
-    self._max_length = max_length or min(getattr(loaded.config.positions, "usable_length", 512), 512)
+    self._max_length = row_length(loaded.config, max_length, 512)
     label_mask = self._tagger.label_mask(names)
     inputs = models.input_names(loaded.model)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from fsb_jax import encodings, models
 from fsb_jax.errors import UserError
+from fsb_jax.pipelines.batches import row_length
 from fsb_jax.pipelines.lines import json_items
 from fsb_jax.pretrained import from_pretrained, require_tokenizer
 
@@ -40,8 +41,7 @@ class ZeroShot:
       raise UserError(f"{model} has no masked language model's head ({fresh[0]} is missing); name a UniMC model")
     self.tokenizer = require_tokenizer(loaded, model)
     self._params, self._language, self._batch_size = loaded.params, language, batch_size
-    usable = getattr(loaded.config.positions, "usable_length", 512)
-    self._max_length = min(usable, 512) if max_length is None else max_length
+    self._max_length = row_length(loaded.config, max_length, 512)
     self._inputs = models.input_names(loaded.model)
 
     def probabilities(params, inputs, option_mask, yes_token):

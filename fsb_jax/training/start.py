@@ -118,6 +118,8 @@ def start_from(
     metadata = dataclasses.replace(metadata, label_names=tuple(label_names))
     hf_config["id2label"] = {str(i): name for i, name in enumerate(label_names)}
     hf_config["label2id"] = {name: i for i, name in enumerate(label_names)}
+    # These exclude each other, whatever those of the checkpoint did.
+    hf_config.pop("problem_type", None)
   return Start(
     model=built,
     config=config,

@@ -287,6 +287,36 @@ def test_a_config_that_contradicts_the_weights(clean, tmp_path, field, value, li
   assert f"{line} (config.json says {field}={value})\n" in str(error.value) + "\n"
 
 
+@pytest.fixture(scope="module")
+def deberta(tmp_path_factory):
+  return hub_folder(tmp_path_factory.mktemp("hub") / "deberta", "deberta_v2")
+
+
+@pytest.mark.parametrize(
+  "field,value,tensor",
+  [
+    ("position_buckets", 16, "rel_embeddings.weight is [16, 32], encoder/relative_embed/embedding needs [32, 32]"),
+    ("conv_kernel_size", 0, "+ deberta.encoder.conv.conv.weight [32, 32, 3]"),
+    ("norm_rel_ebd", "none", "+ deberta.encoder.LayerNorm.weight [32]"),
+    ("share_att_key", False, "pos_key_proj.weight [32, 32] for encoder/layers/attention/distance_key/kernel"),
+    ("position_biased_input", False, "+ deberta.embeddings.position_embeddings.weight [40, 32]"),
+    ("type_vocab_size", 0, "+ deberta.embeddings.token_type_embeddings.weight [2, 32]"),
+  ],
+)
+def test_a_config_without_a_part_of_the_weights_or_with_one_more(deberta, tmp_path, field, value, tensor):
+  shutil.copytree(deberta, tmp_path / "other")
+  edit_config(tmp_path / "other", **{field: value})
+  with pytest.raises(UserError) as error:
+    load_hub_folder(tmp_path / "other")
+  assert f"{tensor} (config.json says {field}={value}" in str(error.value)
+  if field == "conv_kernel_size":
+    config = json.loads((deberta / "config.json").read_text())
+    del config[field]
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"conv\.weight \[32, 32, 3\] \(config.json does not say conv_kernel_size\)"):
+      load_hub_folder(tmp_path / "other")
+
+
 def test_wrong_number_of_labels_is_an_error_unless_asked_for(tmp_path):
   folder = hub_folder(tmp_path / "hub", head="token_classification")
   edit_config(folder, id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})

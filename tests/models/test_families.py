@@ -89,6 +89,13 @@ def test_published_sizes():
     ("deberta_v2", "erlangshen_710m"): 0.710e9,
     ("deberta_v2", "unimc_1_4b"): 1.4e9,
     ("electra", "electra_small"): 0.012e9,
+    # Of HFL's own lists: Chinese-BERT-wwm and Chinese-XLNet.
+    ("bert", "rbt3"): 0.038e9,
+    ("bert", "rbtl3"): 0.061e9,
+    ("xlnet", "xlnet_base"): 0.117e9,
+    ("xlnet", "xlnet_mid"): 0.209e9,
+    # ALBERT-xxlarge by its repository's list; the paper, and so the checkpoint's name, says 235M of the same shape.
+    ("albert", "unimc_235m"): 0.223e9,
     ("longformer", "longformer_base_4096"): 0.149e9,
     ("longformer", "longformer_large_4096"): 0.435e9,
     ("electra", "electra_base"): 0.102e9,
@@ -164,7 +171,8 @@ def test_config_round_trip_of_every_field(family):
   elif family == "xlnet":
     # It has one rate of dropout, and neither token types nor a longest sequence.
     positions = dataclasses.replace(config.positions, clamp=5, memory=7, reuse=3)
-    config = dataclasses.replace(config, positions=positions, dropout=Dropout(hidden=0.2, attention=0.2, mlp=0.2))
+    dropout = Dropout(hidden=0.2, attention=0.2, mlp=0.2, classifier=0.0)
+    config = dataclasses.replace(config, positions=positions, dropout=dropout)
   else:
     length = {"length": 77} if hasattr(config.positions, "length") else {}
     config = dataclasses.replace(
@@ -248,6 +256,28 @@ def test_what_is_not_supported_is_refused_in_one_sentence(family, changes, messa
   hf = {name: value for name, value in {**shape(family), **changes}.items() if value is not None}
   with pytest.raises(UserError) as error:
     models.family(family).config_from_hf(hf)
+  assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "family,changes,message",
+  [
+    ("bert", {"pruned_heads": {"0": [1]}}, "config.json says pruned_heads={'0': [1]}, which fsb_jax does not support"),
+    ("bert", {"num_hidden_layers": 0}, "num_hidden_layers=0; it must be a whole number of at least 1"),
+    ("bert", {"num_attention_heads": "4"}, "num_attention_heads='4'; it must be a whole number of at least 1"),
+    ("bert", {"max_position_embeddings": None}, "max_position_embeddings=None; it must be a whole number"),
+    ("bert", {"vocab_size": None}, "config.json lacks vocab_size; is it"),
+    ("deberta_v2", {"attention_head_size": 16}, "attention_head_size=16, which fsb_jax does not support (only 8)"),
+    ("deberta_v2", {"pos_att_type": ["c2p", "p2p"]}, "of which fsb_jax knows c2p and p2c only"),
+    ("electra", {"summary_activation": None}, "summary_activation=None, which fsb_jax does not support (only 'gelu')"),
+    ("xlnet", {"summary_use_proj": None}, "summary_use_proj=None, which fsb_jax does not support (only True)"),
+    ("longformer", {"attention_window": None}, "attention_window=None; it must be one positive even number"),
+    ("longformer", {"attention_window": 5}, "attention_window=5; it must be one positive even number"),
+  ],
+)
+def test_a_field_that_would_be_ignored_or_misread_is_refused(family, changes, message):
+  with pytest.raises(UserError) as error:
+    models.family(family).config_from_hf({**shape(family), **changes})
   assert message in str(error.value) and "\n" not in str(error.value)
 
 

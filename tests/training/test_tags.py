@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -276,6 +277,19 @@ def test_every_head_learns_and_answers(head, small_bert, tokenizer, data_dir, tm
   assert again == metrics
   (answer,) = fsb_jax.pipeline("token_classification", tmp_path / "run")(["天张明教授地"])
   assert [(entity["label"], entity["text"]) for entity in answer["entities"]] == [("NAME", "张明"), ("TITLE", "教授")]
+
+
+def test_a_crf_is_not_read_from_padding(small_bert, tokenizer, tmp_path):
+  folder = shutil.copytree(small_bert, tmp_path / "crf")
+  encodings.save_tokenizer(tokenizer, folder)
+  names = TAGGERS["crf"].names(("NAME", "TITLE"))
+  for file, says in (
+    ("config.json", {"architectures": ["BertCrf"], "id2label": dict(enumerate(names))}),
+    ("tokenizer_config.json", {"padding_side": "left"}),
+  ):
+    (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **says}))
+  with pytest.raises(UserError, match="reads rows from their first token, where its tokenizer pads; set padding_side"):
+    fsb_jax.pipeline("token_classification", folder)
 
 
 def test_a_family_without_the_head_says_so(tokenizer, data_dir, tmp_path):

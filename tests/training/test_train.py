@@ -8,13 +8,13 @@ import pytest
 from tiny_run import run
 
 import fsb_jax
-from fsb_jax import checkpoints, tasks
+from fsb_jax import checkpoints, models, tasks
 from fsb_jax.errors import UserError
 from fsb_jax.training.evaluate import evaluate
 from fsb_jax.training.infer import infer
 from fsb_jax.training.loop import Periods
 from fsb_jax.training.optimizers import adamw
-from fsb_jax.training.start import SizedModel
+from fsb_jax.training.start import SizedModel, start_from
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +185,21 @@ def test_mistakes_of_use_are_told_before_the_work(use, finished, table, tmp_path
     with pytest.raises(UserError, match=words):
       function(**{**arguments, **changes})
   assert (tmp_path / "taken").read_text() == "mine" and not (tmp_path / "out").exists()
+
+
+def test_what_is_trained_excludes_each_other_whatever_the_checkpoint_did(tokenizer, tmp_path):
+  import transformers
+
+  says = transformers.BertConfig(
+    vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+    problem_type="multi_label_classification",
+  )  # fmt: skip
+  transformers.BertForSequenceClassification(says).save_pretrained(tmp_path)
+  start = start_from(
+    checkpoint=tmp_path, model=None, tokenizer=tokenizer, head="sequence_classification", label_names=("好", "坏"),
+    run=models.Run(),
+  )  # fmt: skip
+  assert "problem_type" not in start.hf_config and start.hf_config["id2label"] == {"0": "好", "1": "坏"}
 
 
 def test_float16_scores_too(finished, table, tmp_path):

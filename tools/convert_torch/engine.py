@@ -143,7 +143,7 @@ def match(
       missing.append(slot.path)
       continue
     if name is None:
-      problems.append(f"  - {slot.theirs} {list(slot.shape)} for {slot.path}")
+      problems.append(f"  - {slot.theirs} {list(slot.shape)} for {slot.path}{_said_of(slot.row, config_fields)}")
       continue
     taken.add(name)
     info = found[name]
@@ -152,6 +152,8 @@ def match(
       unused.append(info.name)
     elif info.shape != slot.shape:
       said = _said(config_fields or {}, info.shape, slot.shape)
+      if slot.row.fields and info.shape[:1] != slot.shape[:1]:
+        said = _said_of(slot.row, config_fields)
       problems.append(f"  ! {info.name} is {list(info.shape)}, {slot.path} needs {list(slot.shape)}{said}")
     elif info.dtype not in FLOATS:
       problems.append(f"  ! {info.name} holds {info.dtype}, not floating point numbers")
@@ -175,7 +177,8 @@ def match(
     elif name in tied or any(matches(row.theirs, name, strip) for row in idle_rows):
       unused.append(info.name)
     else:
-      problems.append(f"  + {info.name} {list(info.shape)}")
+      row = next((row for row in table.rows if row.fields and matches(row.theirs, name, strip)), None)
+      problems.append(f"  + {info.name} {list(info.shape)}{_said_of(row, config_fields)}")
   return Match(sources, sorted(set(missing)), sorted(unused), problems)
 
 
@@ -185,6 +188,14 @@ def _said(fields: Mapping[str, Any], shape: tuple[int, ...], needed: tuple[int, 
   sizes = {want for have, want in zip(shape, needed) if have != want} if alike else {*needed}
   said = [f"{name}={value}" for name, value in fields.items() if type(value) is int and value in sizes]
   return f" (config.json says {', '.join(said)})" if said else ""
+
+
+def _said_of(row: Row | None, fields: Mapping[str, Any] | None) -> str:
+  """What config.json says in a row's own fields, or that it does not say it."""
+  if row is None or not row.fields or not fields:
+    return ""
+  said = [f"{name}={fields[name]}" for name in row.fields if name in fields]
+  return f" (config.json says {', '.join(said)})" if said else f" (config.json does not say {row.fields[0]})"
 
 
 def _left_out(table: Table, shapes: Collection[str]) -> set[Row]:

@@ -189,6 +189,7 @@ def open_hub(
       weights, files, config, param_shapes(model), replace_heads=differs,
       config_fields={
         **{name: value for name, value in family.config_to_hf(config).items() if name in hf_config},
+        **{name: hf_config[name] for row in weights.rows for name in row.fields if name in hf_config},
         "num_labels": asked_labels,
       },
     ),

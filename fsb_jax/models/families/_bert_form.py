@@ -8,7 +8,9 @@ from fsb_jax.models.config import Dropout, HeadSizes, TransformerConfig
 from fsb_jax.models.layers import ACTIVATIONS, NormSpec
 
 # Options that change what the model computes and that the core does not have: (field, the only value we read).
-_REQUIRED_VALUES = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+_REQUIRED_VALUES = {
+  "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False, "pruned_heads": {},
+}  # fmt: skip
 
 _DEFAULTS = {
   "hidden_act": "gelu",
@@ -26,18 +28,21 @@ _HEAD_SIZES = tuple(field.name for field in dataclasses.fields(HeadSizes))
 _SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-def require_values(hf: Mapping, values: Mapping) -> None:
-  """UserError where a field has another value than the one that we read."""
+def require_values(hf: Mapping, values: Mapping, *, null: bool = True) -> None:
+  """UserError where a field has another value than the one that we read; `null` says whether that may be null."""
   for name, value in values.items():
-    if hf.get(name, value) not in (value, None):
+    if hf.get(name, value) != value and not (null and hf[name] is None):
       raise UserError(f"config.json says {name}={hf[name]!r}, which fsb_jax does not support (only {value!r})")
 
 
 def shared_fields(hf: Mapping, defaults: Mapping) -> dict:
   """Reads the shared fields into arguments of `TransformerConfig`; UserError on an option we lack."""
-  missing = [name for name in _SHAPE if name not in hf]
+  missing = [name for name in _SHAPE if hf.get(name) is None]
   if missing:
     raise UserError(f"config.json lacks {', '.join(missing)}; is it the config of this model?")
+  for name in (*_SHAPE, "max_position_embeddings"):
+    if name in hf and (type(hf[name]) is not int or hf[name] < 1):
+      raise UserError(f"config.json says {name}={hf[name]!r}; it must be a whole number of at least 1")
   require_values(hf, _REQUIRED_VALUES)
   read = {**_DEFAULTS, **defaults, **{k: v for k, v in hf.items() if v is not None}}
   if read["hidden_act"] not in ACTIVATIONS:

@@ -25,7 +25,8 @@ _TERMS = ("c2p", "p2c")
 def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
   fields = shared_fields(hf, {**_DEFAULTS, "classifier_dropout": hf.get("cls_dropout")})
-  require_values(hf, {**_REQUIRED, "embedding_size": fields["embed_dim"]})
+  head_size = fields["embed_dim"] // fields["num_heads"]
+  require_values(hf, {**_REQUIRED, "embedding_size": fields["embed_dim"], "attention_head_size": head_size})
   if not hf.get("relative_attention", False):
     raise UserError("config.json does not say relative_attention=true, and fsb_jax has no DeBERTa without it")
   terms = hf.get("pos_att_type") or []

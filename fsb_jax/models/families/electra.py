@@ -26,7 +26,8 @@ _SUMMARY = dict(summary_type="first", summary_use_proj=True, summary_activation=
 
 def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
-  require_values(hf, _SUMMARY)
+  # Null would mean that there is no such part.
+  require_values(hf, _SUMMARY, null=False)
   fields = shared_fields(hf, {})
   token_dim = hf.get("embedding_size", 128)
   return TransformerConfig(

@@ -37,11 +37,11 @@ HEADS: dict[str, Callable[..., Head]] = {
 def window_fields(hf: Mapping, num_layers: int, global_projections: bool) -> dict:
   """Arguments of `TransformerConfig` from a Hub config's fields about the window."""
   widths = hf.get("attention_window", 512)
-  widths = [widths] * num_layers if isinstance(widths, int) else widths
+  widths = [widths] * num_layers if isinstance(widths, int) else widths or []
   if len(widths) != num_layers or any(width <= 0 or width % 2 for width in widths):
     raise UserError(
-      f"config.json says attention_window={widths!r}; it must be one positive even number, or one for each of "
-      f"num_hidden_layers={num_layers}"
+      f"config.json says attention_window={hf['attention_window']!r}; it must be one positive even number, or one "
+      f"for each of num_hidden_layers={num_layers}"
     )
   return dict(
     attention=SlidingWindowAttention,

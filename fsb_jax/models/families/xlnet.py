@@ -26,16 +26,23 @@ _SUMMARY = dict(summary_type="last", summary_use_proj=True, summary_activation="
 _REQUIRED = {"attn_type": "bi", "bi_data": False, "same_length": False, **_SUMMARY}
 
 
+def _dropout(rate: float) -> Dropout:
+  """The one rate there is; the states are dropped out before a classifier reads them, and not once more."""
+  return Dropout(hidden=rate, attention=rate, mlp=rate, classifier=0.0)
+
+
 def config_from_hf(hf: Mapping) -> TransformerConfig:
   """Reads a Hub config."""
   read = {name: value for name, value in hf.items() if name != "pad_token_id"}
   read |= {theirs: hf[name] for name, theirs in _NAMES.items() if name in hf}
   fields = shared_fields({**read, "type_vocab_size": 0, "pad_token_id": None}, {})
+  # Null would mean that there is no such part.
+  require_values(hf, _SUMMARY, null=False)
   require_values(hf, {**_REQUIRED, "d_head": fields["embed_dim"] // fields["num_heads"]})
   rate = fields["dropout"].hidden
   clamp, memory = hf.get("clamp_len", -1), hf.get("mem_len", 512)
   return TransformerConfig(
-    **{**fields, "dropout": Dropout(hidden=rate, attention=rate, mlp=rate)},
+    **{**fields, "dropout": _dropout(rate)},
     positions=SinusoidDistances(clamp=clamp if clamp > 0 else None, memory=memory or None, reuse=hf.get("reuse_len")),
     embedding_norm=False,
     base_pooler=False,
@@ -59,7 +66,7 @@ def config_to_hf(config: TransformerConfig) -> dict:
 def _size(layers: int, width: int, heads: int) -> TransformerConfig:
   return TransformerConfig(
     vocab_size=32000, embed_dim=width, num_layers=layers, num_heads=heads, mlp_dim=4 * width, pad_token_id=None,
-    positions=SinusoidDistances(memory=512), embedding_norm=False, base_pooler=False, dropout=Dropout(mlp=0.1),
+    positions=SinusoidDistances(memory=512), embedding_norm=False, base_pooler=False, dropout=_dropout(0.1),
   )  # fmt: skip
 
 

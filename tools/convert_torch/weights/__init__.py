@@ -23,6 +23,8 @@ class Row:
     otherwise: another name of the same tensor: read where the file lacks the first, written beside it.
     tied_to: the tensor this one repeats where `config.tie_embeddings`; then it must equal it, and is not written.
     optional: some configs have no such parameter in the encoder (heads and poolers may always lack theirs).
+    fields: of config.json that say whether there is such a parameter, or make its first axis longer or shorter without
+      being its length.
   """
 
   ours: str
@@ -31,6 +33,7 @@ class Row:
   otherwise: str | None = None
   tied_to: str | None = None
   optional: bool = False
+  fields: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,27 +13,24 @@ WRAPPED = ((r"^model\.", ""), (r"^bert\.(?=(bert|deberta|albert|cls|predictions)
 OLD_NORMS = ((r"\bLayerNorm\.gamma$", "LayerNorm.weight"), (r"\bLayerNorm\.beta$", "LayerNorm.bias"))
 
 
-def dense(ours: str, theirs: str, optional: bool = False) -> tuple[Row, ...]:
-  """A linear layer."""
+def dense(ours: str, theirs: str, fields: tuple[str, ...] = ()) -> tuple[Row, ...]:
+  """A linear layer; optional where `fields` say whether there is one, see `Row`."""
+  said = dict(optional=bool(fields), fields=fields)
+  return Row(f"{ours}/kernel", f"{theirs}.weight", linear, **said), Row(f"{ours}/bias", f"{theirs}.bias", **said)
+
+
+def norm(ours: str, theirs: str, fields: tuple[str, ...] = ()) -> tuple[Row, ...]:
+  """A layer norm; `fields` as in `dense`."""
+  said = dict(optional=bool(fields), fields=fields)
+  return Row(f"{ours}/scale", f"{theirs}.weight", **said), Row(f"{ours}/bias", f"{theirs}.bias", **said)
+
+
+def to_heads(ours: str, theirs: str, fields: tuple[str, ...] = ()) -> tuple[Row, ...]:
+  """A linear layer whose outputs are those of several heads; `fields` as in `dense`."""
+  said = dict(optional=bool(fields), fields=fields)
   return (
-    Row(f"{ours}/kernel", f"{theirs}.weight", linear, optional=optional),
-    Row(f"{ours}/bias", f"{theirs}.bias", optional=optional),
-  )
-
-
-def norm(ours: str, theirs: str, optional: bool = False) -> tuple[Row, ...]:
-  """A layer norm."""
-  return (
-    Row(f"{ours}/scale", f"{theirs}.weight", optional=optional),
-    Row(f"{ours}/bias", f"{theirs}.bias", optional=optional),
-  )
-
-
-def to_heads(ours: str, theirs: str, optional: bool = False) -> tuple[Row, ...]:
-  """A linear layer whose outputs are those of several heads."""
-  return (
-    Row(f"{ours}/kernel", f"{theirs}.weight", heads_out, optional=optional),
-    Row(f"{ours}/bias", f"{theirs}.bias", heads_bias, optional=optional),
+    Row(f"{ours}/kernel", f"{theirs}.weight", heads_out, **said),
+    Row(f"{ours}/bias", f"{theirs}.bias", heads_bias, **said),
   )
 
 
@@ -46,12 +43,18 @@ def attention(ours: str, theirs: str, names: str = "self.{}", out: str = "output
   )
 
 
-def embeddings(theirs: str, positions: bool = True) -> tuple[Row, ...]:
-  """The tables that are summed; without positions, where a family has no such table."""
+def embeddings(theirs: str, positions: bool = True, position_fields: tuple[str, ...] = ()) -> tuple[Row, ...]:
+  """The tables that are summed; without positions, where a family has no such table. `position_fields`: see `Row`."""
+  position = Row(
+    "position_embed/embedding", f"{theirs}.position_embeddings.weight", optional=True, fields=position_fields
+  )
   return (
     Row("token_embed/embedding", f"{theirs}.word_embeddings.weight", pad_vocab),
-    *((Row("position_embed/embedding", f"{theirs}.position_embeddings.weight", optional=True),) if positions else ()),
-    Row("token_type_embed/embedding", f"{theirs}.token_type_embeddings.weight", optional=True),
+    *((position,) if positions else ()),
+    Row(
+      "token_type_embed/embedding", f"{theirs}.token_type_embeddings.weight", optional=True,
+      fields=("type_vocab_size",),
+    ),
   )
 
 

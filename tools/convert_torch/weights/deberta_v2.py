@@ -20,20 +20,28 @@ OURS, THEIRS = "encoder/layers_{i}", "deberta.encoder.layer.{i}"
 # A convolution over the sequence: [o, e, taps] <-> [taps, e, o].
 taps_first = Op(lambda x, config: x.transpose(2, 1, 0), lambda x, config: x.transpose(2, 1, 0))
 
+# What says whether these are there.
+CONVOLVED = dict(optional=True, fields=("conv_kernel_size",))
+APART = ("share_att_key", "pos_att_type")
+
 TABLE = Table(
   prefix="deberta.",
   rows=(
-    *embeddings("deberta.embeddings"),
+    *embeddings("deberta.embeddings", position_fields=("position_biased_input",)),
     *norm("embedding_norm", "deberta.embeddings.LayerNorm"),
-    Row("encoder/relative_embed/embedding", "deberta.encoder.rel_embeddings.weight"),
-    *norm("encoder/relative_norm", "deberta.encoder.LayerNorm", optional=True),
-    Row("encoder/convolution/kernel", "deberta.encoder.conv.conv.weight", taps_first, optional=True),
-    Row("encoder/convolution/bias", "deberta.encoder.conv.conv.bias", optional=True),
-    Row("encoder/convolution/norm_scale", "deberta.encoder.conv.LayerNorm.weight", optional=True),
-    Row("encoder/convolution/norm_bias", "deberta.encoder.conv.LayerNorm.bias", optional=True),
+    # Two rows for each of these.
+    Row(
+      "encoder/relative_embed/embedding", "deberta.encoder.rel_embeddings.weight",
+      fields=("position_buckets", "max_relative_positions"),
+    ),
+    *norm("encoder/relative_norm", "deberta.encoder.LayerNorm", fields=("norm_rel_ebd",)),
+    Row("encoder/convolution/kernel", "deberta.encoder.conv.conv.weight", taps_first, **CONVOLVED),
+    Row("encoder/convolution/bias", "deberta.encoder.conv.conv.bias", **CONVOLVED),
+    Row("encoder/convolution/norm_scale", "deberta.encoder.conv.LayerNorm.weight", **CONVOLVED),
+    Row("encoder/convolution/norm_bias", "deberta.encoder.conv.LayerNorm.bias", **CONVOLVED),
     *attention(f"{OURS}/attention", f"{THEIRS}.attention", names="self.{}_proj"),
-    *to_heads(f"{OURS}/attention/distance_query", f"{THEIRS}.attention.self.pos_query_proj", optional=True),
-    *to_heads(f"{OURS}/attention/distance_key", f"{THEIRS}.attention.self.pos_key_proj", optional=True),
+    *to_heads(f"{OURS}/attention/distance_query", f"{THEIRS}.attention.self.pos_query_proj", APART),
+    *to_heads(f"{OURS}/attention/distance_key", f"{THEIRS}.attention.self.pos_key_proj", APART),
     *norm(f"{OURS}/attention_norm", f"{THEIRS}.attention.output.LayerNorm"),
     *dense(f"{OURS}/mlp/wi", f"{THEIRS}.intermediate.dense"),
     *dense(f"{OURS}/mlp/wo", f"{THEIRS}.output.dense"),

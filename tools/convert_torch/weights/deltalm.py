@@ -11,7 +11,7 @@ TABLE = Table(
   rows=(
     *rows(),
     *embeddings(),
-    *norm("encoder/final_norm", "model.encoder.layer_norm", optional=True),
+    *norm("encoder/final_norm", "model.encoder.layer_norm", fields=("encoder_normalize_before",)),
     *dense(f"{OURS}/inner_mlp/wi", f"{THEIRS}.fc3"),
     *dense(f"{OURS}/inner_mlp/wo", f"{THEIRS}.fc4"),
     *norm(f"{OURS}/inner_mlp_norm", f"{THEIRS}.ffn_layer_norm"),

@@ -10,7 +10,7 @@ TABLE = Table(
   rows=(
     *embeddings("electra.embeddings"),
     *norm("embedding_norm", "electra.embeddings.LayerNorm"),
-    *dense("embed_project", "electra.embeddings_project", optional=True),
+    *dense("embed_project", "electra.embeddings_project", fields=("embedding_size",)),
     *layers("electra"),
     *dense("head/masked_lm/transform", "generator_predictions.dense"),
     *norm("head/masked_lm/norm", "generator_predictions.LayerNorm"),

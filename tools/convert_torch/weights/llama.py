@@ -2,15 +2,15 @@
 
 from convert_torch.ops import heads_bias, heads_out, kv_heads_bias, kv_heads_out, linear, pad_vocab
 from convert_torch.weights import Row, Table
-from convert_torch.weights._bert_form import dense
 from convert_torch.weights._decoder_form import attention, lm_head
 
 _LAYER, _THEIRS = "decoder/layers_{i}", "model.layers.{i}"
 
 
 def _mlp(ours: str, theirs: str) -> tuple[Row, Row]:
-  weight, bias = dense(f"{_LAYER}/mlp/{ours}", f"{_THEIRS}.mlp.{theirs}", optional=True)
-  return weight, bias
+  ours, theirs = f"{_LAYER}/mlp/{ours}", f"{_THEIRS}.mlp.{theirs}"
+  bias = Row(f"{ours}/bias", f"{theirs}.bias", optional=True, fields=("mlp_bias",))
+  return Row(f"{ours}/kernel", f"{theirs}.weight", linear), bias
 
 
 TABLE = Table(

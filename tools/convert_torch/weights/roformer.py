@@ -18,7 +18,7 @@ TABLE = Table(
   rows=(
     *embeddings("roformer.embeddings", positions=False),
     *norm("embedding_norm", "roformer.embeddings.LayerNorm"),
-    *dense("embed_project", "roformer.embeddings_project", optional=True),
+    *dense("embed_project", "roformer.embeddings_project", fields=("embedding_size",)),
     *layers("roformer"),
     *dense("head/masked_lm/transform", "cls.predictions.transform.dense"),
     *norm("head/masked_lm/norm", "cls.predictions.transform.LayerNorm"),
