@@ -57,6 +57,7 @@ class Options:
   padding = {"position_ids": 0, "labels": IGNORED}
   label_names = ()
   best_in = "accuracy"
+  score_names = ("accuracy", "majority_baseline")
 
   @property
   def answered(self) -> bool:

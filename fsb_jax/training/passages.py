@@ -40,6 +40,7 @@ class Passages:
   label_names = ()
   label_slice = (0, 0)
   best_in = "f1"
+  score_names = ("exact_match", "f1")
 
   @property
   def answered(self) -> bool:

@@ -24,6 +24,7 @@ class Question(Protocol):
     label_names: names of the head's outputs; none where they are not labels.
     label_slice: `(start, stop)`, the task's own outputs among them.
     best_in: the score that a step is best in, where nothing else is asked for.
+    score_names: what `scores` gives.
     answered: whether the right answers are known.
   """
 
@@ -34,6 +35,7 @@ class Question(Protocol):
   label_names: tuple[str, ...]
   label_slice: tuple[int, int]
   best_in: str
+  score_names: tuple[str, ...]
   answered: bool
 
   def arrays(self) -> dict[str, np.ndarray]:
@@ -68,6 +70,7 @@ class Classes:
   features = ("input_ids", "token_type_ids")
   padding = {}
   best_in = "accuracy"
+  score_names = ("accuracy", "majority_baseline")
 
   @property
   def answered(self) -> bool:
@@ -120,6 +123,7 @@ class HiddenWords:
   label_names = ()
   label_slice = (0, 0)
   best_in = "loss"
+  score_names = ("accuracy", "perplexity", "masked_tokens")
   answered = True
 
   def arrays(self) -> dict[str, np.ndarray]:

@@ -26,10 +26,12 @@ _SHARE = "let it be on a disk that all share"
 
 
 def step_to_go_on_from(store: checkpoints.CheckpointStore) -> int:
-  """The newest checkpoint's step, 0 where there is none; UserError where it is damaged, or no run's."""
+  """The newest checkpoint's step, 0 where there is none; UserError where it is damaged, or the folder no run's."""
   step = store.latest_step()
   multihost.require_equal(f"checkpoints in MODEL_DIR {store.folder}", repr(step), _SHARE)
   if step is None:
+    if not checkpoints.is_checkpoint(store.folder):
+      checkpoints.require_empty(store.folder)
     return 0
   store.require_whole(step)
   if not store.has_progress(step):

@@ -41,6 +41,7 @@ class Tags:
   features = ("input_ids", "token_type_ids")
   padding = {}
   best_in = "f1"
+  score_names = ("precision", "recall", "f1")
 
   @property
   def objective(self) -> str:

@@ -158,6 +158,9 @@ def train(
       f"EARLY_STOP and BEST_METRIC need scores, but {getattr(task, 'name', task)} has no split {validation_split!r}; "
       "name one as VALIDATION_SPLIT, or set both to None"
     )
+  known = "loss", *loader.question.score_names
+  if best_metric is not None and best_metric not in known:
+    raise UserError(f"BEST_METRIC {best_metric!r} is no score of this task; it has {', '.join(known)}")
   run = dataclasses.replace(run, vocab_multiple=partitioner.vocab_multiple)
   what = dict(model=model, tokenizer=tokenizer, head=loader.head, label_names=loader.label_names or None, run=run)
   if first_step:

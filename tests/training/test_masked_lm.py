@@ -13,6 +13,7 @@ from fsb_jax.encodings import IGNORED, asked_positions
 from fsb_jax.partitioning.mesh import make_mesh
 from fsb_jax.training.data import Loader
 from fsb_jax.training.losses import OBJECTIVES
+from fsb_jax.training.questions import HiddenWords
 
 SIZES = dict(vocab_size=101, embed_dim=32, num_layers=2, num_heads=4, mlp_dim=64)
 CUBE = {"data": 2, "tensor": 2, "sequence": 2}
@@ -90,7 +91,7 @@ def test_trained_and_scored_on_a_mesh_as_on_one_device(tmp_path, tokenizer):
         losses.append(-jax.nn.log_softmax(logits[0, place])[label])
         right.append(int(logits[0, place].argmax()) == label)
   assert scores["one"]["masked_tokens"] == len(losses) > 21
-  assert scores["one"]["examples"] == 21
+  assert scores["one"]["examples"] == 21 and {*scores["one"]} == {"loss", "examples", *HiddenWords.score_names}
   assert scores["one"]["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
   assert scores["one"]["accuracy"] == pytest.approx(np.mean(right), rel=1e-6)
   assert scores["one"]["perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)

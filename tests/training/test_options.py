@@ -16,6 +16,7 @@ from fsb_jax.training.data import Loader
 from fsb_jax.training.evaluate import evaluate
 from fsb_jax.training.infer import infer
 from fsb_jax.training.loop import Periods
+from fsb_jax.training.options import Options
 
 ROWS = {"train": 200, "validation": 45, "test": 21}
 
@@ -123,7 +124,7 @@ def finished(table, tokenizer, tmp_path_factory):
 def test_it_learns_to_choose(finished):
   _, metrics = finished
   assert metrics["examples"] == 45 and metrics["majority_baseline"] == pytest.approx(30 / 45)
-  assert metrics["accuracy"] == 1.0 and "perplexity" not in metrics
+  assert metrics["accuracy"] == 1.0 and {*metrics} == {"loss", "examples", *Options.score_names}
 
 
 @pytest.mark.slow

@@ -298,6 +298,7 @@ def test_a_passage_may_hold_no_answer(courts, tokenizer):
   result["example_ids"] = batch["example_ids"][:3]
   assert [each["prediction"] for each in loader.question.predictions([result])] == ["三", "", "猫"]
   assert loader.question.scores([result], 0.0) == pytest.approx({"exact_match": 2 / 3, "f1": 2 / 3})
+  assert loader.question.score_names == ("exact_match", "f1")
 
 
 def test_sets_together_are_asked_as_each_alone(data, courts, tokenizer):

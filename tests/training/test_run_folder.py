@@ -26,6 +26,12 @@ def test_a_model_is_not_taken_for_a_run(tmp_path):
     run_folder.step_to_go_on_from(checkpoints.CheckpointStore(tmp_path / "model"))
 
 
+def test_what_else_a_folder_holds_is_told_before_the_data_is_read(tmp_path):
+  (tmp_path / "notes.txt").write_text("mine")
+  with pytest.raises(UserError, match="already exists and is not empty; choose another place"):
+    run_folder.step_to_go_on_from(checkpoints.CheckpointStore(tmp_path))
+
+
 def test_a_run_that_never_saved_is_begun_anew(table, tokenizer, tmp_path, monkeypatch):
   class Killed(Exception):
     pass

@@ -96,7 +96,8 @@ def test_what_is_served_is_what_is_published(tokenizer, data_dir, head, padding_
   loader = loader_of(tokenizer, data_dir, head=None if head == "token_classification" else head)
   assert (loader.head, loader.objective, loader.num_examples) == (head, head, 45)
   results = list(gold(loader))
-  assert loader.question.scores(results, 0.0) == {"precision": 1, "recall": 1, "f1": 1}
+  assert loader.question.scores(results, 0.0) == dict.fromkeys(loader.question.score_names, 1)
+  assert loader.question.score_names == ("precision", "recall", "f1")
   for index, found in enumerate(loader.question.predictions(results)):
     tokens = loader.raw(index)["tokens"]
     expected = [

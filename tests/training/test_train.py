@@ -14,6 +14,7 @@ from fsb_jax.training.evaluate import evaluate
 from fsb_jax.training.infer import infer
 from fsb_jax.training.loop import Periods
 from fsb_jax.training.optimizers import adamw
+from fsb_jax.training.questions import Classes
 from fsb_jax.training.start import SizedModel, start_from
 
 
@@ -26,6 +27,7 @@ def finished(table, tokenizer, tmp_path_factory):
 
 def test_it_learns(finished):
   _, metrics = finished
+  assert {*metrics} == {"loss", "examples", *Classes.score_names}
   assert metrics["examples"] == 45  # 16 does not divide it: filling rows are not counted
   assert metrics["majority_baseline"] == pytest.approx(30 / 45)
   assert metrics["accuracy"] == 1.0
@@ -297,6 +299,7 @@ def test_bfloat16_with_microbatches_and_remat_learns_too(table, tokenizer, tmp_p
       {"validation_split": "dev", "periods": Periods(evaluate=1, early_stop=1)},
       "EARLY_STOP and BEST_METRIC need scores, but reviews has no split 'dev'",
     ),
+    ({"best_metric": "f1"}, "BEST_METRIC 'f1' is no score of this task; it has loss, accuracy, majority_baseline"),
     ({"validation_split": "dev", "best_metric": "loss"}, "need scores, but reviews has no split 'dev'"),
   ],
   ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
