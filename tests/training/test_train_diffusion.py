@@ -9,6 +9,7 @@ import pytest
 import tiny_drawing
 from convert_torch import load_single_file
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fsb_jax import checkpoints, cli, models
 from fsb_jax.errors import Stopped, UserError
@@ -47,9 +48,12 @@ def test_a_run_trains_draws_and_goes_on(inputs, tmp_path):
   assert moved == {path for path in after if path.startswith("unet/")}
   # Latents are made once; pictures are drawn at the end.
   assert np.load(tmp_path / "run" / "latents.npy").shape == (6, 8, 8, 8)
-  with Image.open(tmp_path / "run" / "images" / "step-4.png") as picture:
+  drawn = tmp_path / "run" / "images" / "step-4.png"
+  with Image.open(drawn) as picture:
     assert picture.size == (2 * tiny_drawing.SIDE, 2 * tiny_drawing.SIDE)
-  assert list((tmp_path / "run" / "tensorboard").iterdir())
+  shown = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Images("drawings")
+  assert [image.step for image in shown] == [2, 4]
+  assert shown[-1].encoded_image_string == drawn.read_bytes()
   kinds = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   assert kinds == [2, 4]
   # It is exported to what diffusers loads.
