@@ -269,7 +269,7 @@ def test_transformers_reads_what_is_exported(finished, tokenizer, data_dir, tmp_
 
 
 @pytest.mark.slow
-# Of so few texts a single layer learns ends as spans have them less surely: 0.80 to 0.94, by the weights it begins with.
+# Of so few texts a single layer learns the ends of spans less surely: 0.80 to 0.94, by the weights it begins with.
 @pytest.mark.parametrize(("head", "least"), [("crf", 0.9), ("span", 0.6), ("biaffine", 0.9)])
 def test_every_head_learns_and_answers(head, least, small_bert, tokenizer, data_dir, tmp_path):
   start = dict(model=None, initial_checkpoint_path=str(small_bert))
