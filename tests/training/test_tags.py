@@ -26,7 +26,7 @@ from fsb_jax.training.optimizers import adamw, schedule
 
 DATA_DIR = Path(os.environ.get("FSB_DATA_DIR", Path(__file__).parents[3] / "shared" / "data"))
 NAME, TITLE = ("张王李", "明华强"), ("教经", "授理")
-ROWS = {"train": 200, "dev": 45, "test": 21}
+ROWS = {"train": 2000, "dev": 45, "test": 21}
 LENGTH = {"inputs": 24}
 
 
@@ -269,12 +269,11 @@ def test_transformers_reads_what_is_exported(finished, tokenizer, data_dir, tmp_
 
 
 @pytest.mark.slow
-# Of so few texts a single layer learns the ends of spans less surely: 0.80 to 0.94, by the weights it begins with.
-@pytest.mark.parametrize(("head", "least"), [("crf", 0.9), ("span", 0.6), ("biaffine", 0.9)])
-def test_every_head_learns_and_answers(head, least, small_bert, tokenizer, data_dir, tmp_path):
+@pytest.mark.parametrize("head", ["crf", "span", "biaffine"])
+def test_every_head_learns_and_answers(head, small_bert, tokenizer, data_dir, tmp_path):
   start = dict(model=None, initial_checkpoint_path=str(small_bert))
-  metrics = trained(tmp_path / "run", tokenizer, data_dir, 150, head=head, **start)
-  assert metrics["f1"] > least
+  metrics = trained(tmp_path / "run", tokenizer, data_dir, 300, head=head, **start)
+  assert metrics["f1"] > 0.9
   asked = dict(model=str(tmp_path / "run"), task="resume", feature_lengths=LENGTH, batch_size=16, buckets=(24,))
   again = evaluate(**asked, data_dir=str(data_dir))["resume"]
   # A CRF's loss is the difference of two sums over the row, about a hundred each: 1e-5 is their last digit in float32.
