@@ -202,9 +202,7 @@ def generate_images(
     both = jax.tree.map(lambda *pair: np.stack(pair, axis=1).reshape(-1, *pair[0].shape[1:]), negative, prompts)
     conditioning = rows.put(both, each=2)
   texts = programs.read_texts(model.unet_params, conditioning.hidden_states)
-  times = programs.embed_times(
-    model.unet_params, plan.timesteps, conditioning.text_embeds, conditioning.time_ids
-  )
+  times = programs.embed_times(model.unet_params, plan.timesteps, conditioning.text_embeds, conditioning.time_ids)
 
   extra = kept = None
   if image is None:

@@ -60,8 +60,7 @@ def _attend_rows(query: jax.Array, key: jax.Array, value: jax.Array, scale: floa
 
 def _attend_forward(query, key, value, scale, block):
   wide = at_least_float32(query.dtype)
-
-  columns = _wide(value)
+  columns = _full_columns(value)
 
   def attended(rows):
     scores = jnp.matmul(rows, key, preferred_element_type=wide) * scale
@@ -85,7 +84,7 @@ def _attend_backward(scale, block, kept, gradient):
   wide = log_sums.dtype
   product = functools.partial(jnp.matmul, preferred_element_type=wide)
   means = jnp.sum(result.astype(wide) * gradient.astype(wide), axis=-1)
-  keys_first, values_last = _wide(key.T), value.T
+  keys_first, values_last = _full_columns(key.T), value.T
 
   def attended(sums, rows):
     query, gradient, log_sums, means = rows
@@ -105,7 +104,7 @@ def _attend_backward(scale, block, kept, gradient):
 _attend_rows.defvjp(_attend_forward, _attend_backward)
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def _full_columns(x: jax.Array) -> jax.Array:
   """With columns of zeros up to a multiple of 16: on the CPU a product with 12 takes more than twice as long."""
   columns = -x.shape[1] % 16 if jax.default_backend() == "cpu" else 0
   return jnp.pad(x, [(0, 0), (0, columns)])

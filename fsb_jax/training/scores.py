@@ -1,10 +1,8 @@
 """The evaluations of a run: which step is the best, and whether it still gets better."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-
-from fsb_jax.errors import UserError
 
 # Metrics of which less is better; of all others more is.
 _LESS_IS_BETTER = ("loss", "perplexity")
@@ -16,24 +14,17 @@ class Scores:
   """The scores of a run in the order of its steps.
 
   Args:
-    metric: what the best step is best in.
+    metric: what the best step is best in, one of the scores of every row.
     rows: scores of earlier steps, each with its "step".
   """
 
   def __init__(self, metric: str, rows: list[dict] = ()):
     self.metric = metric
     self.rows = list(rows)
-    for row in self.rows:
-      self._require_metric([name for name in row if name != "step"])
 
   def add(self, step: int, metrics: Mapping[str, float]) -> None:
     """Takes in the scores of `step`."""
-    self._require_metric(metrics)
     self.rows.append({"step": step, **metrics})
-
-  def _require_metric(self, names: Iterable[str]) -> None:
-    if self.metric not in names:
-      raise UserError(f"BEST_METRIC {self.metric!r} is no score of this task; it has {', '.join(names)}")
 
   def at(self, step: int) -> dict[str, float] | None:
     """The scores of `step`, None where it was not scored."""
