@@ -143,7 +143,7 @@ def load_diffusers_folder(
     folder: holds model_index.json and a folder for every part; or see `diffusion_run.load_run`.
     run: dtypes and layout of layers; parameters are in `run.param_dtype`.
     parts: which of `PARTS` to read; by default all that model_index.json names.
-    variant: of the weight files, such as "fp16"; None for the files without one.
+    variant: of the weight files, such as "fp16"; None for the files without one, see `io.WeightFiles`.
 
   Raises:
     UserError: not such a folder, a part that it lacks or that we do not know, or weights that do not fit.

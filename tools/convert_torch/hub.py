@@ -80,7 +80,7 @@ def load_hub_folder(
     num_labels: classes of the head; by default the config's.
     run: dtypes, scan layout and vocabulary padding; `params` are in `run.param_dtype`.
     seed: for parameters the folder lacks.
-    variant: of the weight files, such as "fp16"; None for the files without one.
+    variant: of the weight files, such as "fp16"; None for the files without one, see `io.WeightFiles`.
 
   Returns:
     The model. Where `head` or `num_labels` were asked for and are not the folder's, head parameters of another shape

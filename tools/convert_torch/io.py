@@ -45,7 +45,7 @@ class WeightFiles:
     Args:
       folder: a Hub folder, or a file.
       names: of the files looked for in a folder, and their suffixes.
-      variant: what stands before the suffix, such as "fp16"; None for nothing.
+      variant: what stands before the suffix, such as "fp16"; None for nothing, or for the only one the folder has.
 
     Raises:
       UserError: no weights, a shard missing, a damaged file, or a pickle that asks for more than tensors.
@@ -91,19 +91,31 @@ def read_config(folder: Path) -> dict:
 
 
 def _find_weights(folder: Path, names: tuple[tuple[str, str], ...], variant: str | None) -> Path:
-  dot = f".{variant}" if variant else ""
-  looked_for = [name for stem, suffix in names for name in (f"{stem}{dot}{suffix}", f"{stem}{suffix}.index{dot}.json")]
+  held = _variants(folder, names)
+  # What a folder has in one variant alone is what is meant.
+  tried = [variant, *held] if variant is None and len(held) == 1 else [variant]
+  dots = [f".{name}" if name else "" for name in tried]
+  looked_for = [
+    name
+    for dot in dots
+    for stem, suffix in names
+    for name in (f"{stem}{dot}{suffix}", f"{stem}{suffix}.index{dot}.json")
+  ]
   for name in looked_for:
     if (folder / name).is_file():
       return folder / name
+  hint = f"; it has the variants {held}, which variant= asks for" if set(held) - {variant} else ""
+  raise UserError(f"{folder} has no weights: looked for {', '.join(looked_for)}{hint}")
+
+
+def _variants(folder: Path, names: tuple[tuple[str, str], ...]) -> list[str]:
+  """What stands before the suffix of a folder's weights, such as "fp16"."""
   matches = (
-    re.fullmatch(rf"{re.escape(stem)}\.(\w+){re.escape(suffix)}", path.name)
+    re.fullmatch(rf"{re.escape(stem)}(?:\.(\w+){re.escape(suffix)}|{re.escape(suffix)}\.index\.(\w+)\.json)", path.name)
     for path in folder.glob("*")
     for stem, suffix in names
   )
-  held = {match[1] for match in matches if match}
-  hint = f"; it has the variants {sorted(held)}, which variant= asks for" if held - {variant} else ""
-  raise UserError(f"{folder} has no weights: looked for {', '.join(looked_for)}{hint}")
+  return sorted({match[1] or match[2] for match in matches if match})
 
 
 def _read_index(path: Path) -> dict[str, str]:
