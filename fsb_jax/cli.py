@@ -193,9 +193,13 @@ def draw(
   negative: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
   steps: Annotated[int, typer.Option(help="From noise to an image.")] = 50,
   guidance: Annotated[float, typer.Option(help="How closely to follow the prompt.")] = 7.5,
+  guidance_rescale: Annotated[
+    float, typer.Option(help="Up to 1: takes back the contrast that guidance adds, for models that predict velocity.")
+  ] = 0.0,
   size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; what the model was trained with.")] = None,
   seed: Annotated[int | None, typer.Option(help="Of the first image; a random one if not given.")] = None,
   count: Annotated[int, typer.Option(help="Images for every prompt.")] = 1,
+  batch_size: Annotated[int, typer.Option(help="Images drawn at a time.")] = 4,
   scheduler: Annotated[
     str | None, typer.Option(help="ddpm, ddim, pndm, euler, euler_ancestral or dpm++; the folder's own if not given.")
   ] = None,
@@ -223,10 +227,10 @@ def draw(
   from fsb_jax.pipelines.drawing_files import draw_to_folder
 
   paths = draw_to_folder(
-    model, prompt or [], output, size=size, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed,
-    images_per_prompt=count, scheduler=scheduler, image=image, mask=mask, strength=strength,
-    ascii_punctuation=ascii_punctuation, lora=dict(map(_file_and_strength, lora or [])), tiled=tiled, dtype=dtype,
-    variant=variant,
+    model, prompt or [], output, size=size, negative_prompt=negative, steps=steps, guidance=guidance,
+    guidance_rescale=guidance_rescale, seed=seed, images_per_prompt=count, batch_size=batch_size,
+    scheduler=scheduler, image=image, mask=mask, strength=strength, ascii_punctuation=ascii_punctuation,
+    lora=dict(map(_file_and_strength, lora or [])), tiled=tiled, dtype=dtype, variant=variant,
   )  # fmt: skip
   print("\n".join(map(str, paths)))
 

@@ -18,8 +18,8 @@ _SHEET_WIDTH = 1600
 
 
 def draw_to_folder(
-  model: str, prompts: Sequence[str], folder: Path, *, size: str | None, lora: Mapping[str, float] = {},
-  dtype: str = "float32", variant: str | None = None, **options: Any,
+  model: str, prompts: Sequence[str], folder: Path, *, size: str | None, batch_size: int = 4,
+  lora: Mapping[str, float] = {}, dtype: str = "float32", variant: str | None = None, **options: Any,
 ) -> list[Path]:
   """Draws, and writes a file for every drawing and a contact sheet of several.
 
@@ -28,6 +28,7 @@ def draw_to_folder(
     prompts: what to draw.
     folder: where files go; it is made where it is missing, and no file in it is overwritten.
     size: "WIDTHxHEIGHT" in pixels.
+    batch_size: see `TextToImage`.
     lora: see `TextToImage`.
     dtype: of activations and parameters.
     variant: see `TextToImage`.
@@ -52,7 +53,7 @@ def draw_to_folder(
     raise UserError(f"--output {folder} cannot be made: {error}") from error
   with warnings.catch_warnings():
     warnings.showwarning = lambda message, *_, **__: print(f"fsb: {message}", file=sys.stderr)
-    draw = TextToImage(model, lora=lora, dtype=dtype, param_dtype=dtype, variant=variant)
+    draw = TextToImage(model, batch_size=batch_size, lora=lora, dtype=dtype, param_dtype=dtype, variant=variant)
     paths: list[Path] = []
     # One by one, for a hundred take hours: what is drawn is there, whatever happens to the rest.
     drawings = draw(

@@ -374,7 +374,7 @@ def test_what_is_drawn_stays_when_a_later_one_fails(stable, fsb, monkeypatch):
   assert status == 2 and sorted(path.name for path in Path("out").iterdir()) == ["0001.png", "0002.png"]
 
 
-def test_tiles_dtype_and_variant_on_the_command_line(stable, fsb, monkeypatch):
+def test_options_on_the_command_line(stable, fsb, monkeypatch):
   made, kept = [], []
   monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: kept.append(True))
 
@@ -387,15 +387,20 @@ def test_tiles_dtype_and_variant_on_the_command_line(stable, fsb, monkeypatch):
   arguments = ("draw", "--model", "any", "--prompt", PROMPTS[0], *size)
   assert fsb(*arguments, "--output", "whole")[0] == 0
   assert fsb(*arguments, "--tiled", "--dtype", "bfloat16", "--variant", "fp16", "--output", "tiles")[0] == 0
+  assert fsb(*arguments, "--guidance-rescale", "0.7", "--batch-size", "2", "--output", "rescaled")[0] == 0
   # Its steps allocate as much as those of training do.
-  assert kept == [True, True]
+  assert kept == [True] * 3
   assert made == [
-    dict(lora={}, dtype=dtype, param_dtype=dtype, variant=variant)
-    for dtype, variant in (("float32", None), ("bfloat16", "fp16"))
+    dict(batch_size=batch_size, lora={}, dtype=dtype, param_dtype=dtype, variant=variant)
+    for dtype, variant, batch_size in (("float32", None, 4), ("bfloat16", "fp16", 4), ("float32", None, 2))
   ]
-  whole, tiles = (np.float32(Image.open(f"{folder}/0001.png")) for folder in ("whole", "tiles"))
+  whole, tiles, rescaled = (
+    np.float32(Image.open(f"{folder}/0001.png")) for folder in ("whole", "tiles", "rescaled")
+  )
   assert np.abs(whole - tiles).max() > 1
   assert np.array_equal(pixels(stable[2](PROMPTS[0], seed=3, tiled=True, **DRAWS, **SIZE)), tiles[None])
+  assert np.abs(whole - rescaled).max() > 1
+  assert np.array_equal(pixels(stable[2](PROMPTS[0], seed=3, guidance_rescale=0.7, **DRAWS, **SIZE)), rescaled[None])
 
 
 def test_sixteen_bits_draw_nearly_the_same(stable, fixed):
