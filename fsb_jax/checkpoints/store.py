@@ -62,7 +62,7 @@ class CheckpointStore:
         raise UserError(f"{name} must be a whole number above 0 or None, not {value!r}")
     self.folder = Path(folder)
     self._place = self.folder.absolute() / "checkpoints"
-    self._keep, self._keep_every = keep, keep_every
+    self._keep, self.keep_every = keep, keep_every
     self._checkpointer = ocp.AsyncCheckpointer(
       ocp.CompositeCheckpointHandler(
         params=ocp.StandardCheckpointHandler(),
@@ -244,7 +244,7 @@ class CheckpointStore:
     if self._keep is None or jax.process_index() != 0:
       return
     for step in self.steps()[: -self._keep]:
-      if step == self._best or (self._keep_every is not None and step % self._keep_every == 0):
+      if step == self._best or (self.keep_every is not None and step % self.keep_every == 0):
         continue
       # Renamed first: a half deleted folder is never taken for a checkpoint.
       path = self._place / str(step)

@@ -134,7 +134,7 @@ class Loop:
         self._state, metrics = self.update(self._state, self.partitioner.shard_batch(batch))
       self._step += 1
       self._window.add(metrics, batch["input_ids"].shape[1], self.loader.waited - waited)
-      saving = self._is_due(self.periods.checkpoint)
+      saving = self._is_due(self.periods.checkpoint) or self._is_due(self.store.keep_every)
       if saving or self._is_due(self.periods.log):
         self._report()
       # Saved before it is scored: whatever happens there, the steps are not lost.

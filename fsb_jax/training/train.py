@@ -102,7 +102,7 @@ def train(
     eval_batch_size: examples at a time when scoring; `batch_size` if not given.
     periods: how often to report, score and save.
     keep_checkpoints: how many of the newest stay; the best one always does.
-    keep_every: also keep the checkpoints of every so many steps.
+    keep_every: also save and keep every so many steps.
     best_metric: what of the validation scores makes a step the best; accuracy, the f1 of a tagger, or the loss of a
       language model, if not given.
     levers: what differs from a plain update.

@@ -144,7 +144,7 @@ def train(
     microbatches: parts a batch is cut into to save memory.
     periods: how often to report, draw (`evaluate`) and save.
     keep_checkpoints: how many of the newest stay.
-    keep_every: also keep the checkpoints of every so many steps.
+    keep_every: also save and keep every so many steps.
     levers: what differs from a plain update; `parameter_rates` freeze a part.
     run: dtypes, scan, remat, attention.
     mesh: sizes of the mesh axes.

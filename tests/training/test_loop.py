@@ -76,17 +76,19 @@ def scripted(monkeypatch, accuracies):
 def test_it_keeps_the_best_and_stops_when_nothing_gets_better(table, tokenizer, tmp_path, monkeypatch, capsys):
   scripted(monkeypatch, [0.5, 0.9, 0.7, 0.8, 0.9, 1.0])
   periods = Periods(log=10, evaluate=2, checkpoint=3, early_stop=3)
-  metrics = run(tmp_path / "run", table, tokenizer, 60, periods=periods, keep_checkpoints=1, **ONE_AXIS)
+  keep = dict(keep_checkpoints=1, keep_every=7)
+  metrics = run(tmp_path / "run", table, tokenizer, 60, periods=periods, **keep, **ONE_AXIS)
   # 0.9 at step 10 is no better than 0.9 at step 4.
   assert metrics["accuracy"] == 0.9 and [row["step"] for row in lines(tmp_path / "run", "eval")] == [2, 4, 6, 8, 10]
   assert "stopped early at step 10: nothing better than step 4 in 3 evaluations" in capsys.readouterr().err
   assert (tmp_path / "run" / "checkpoints" / "best").read_text() == "4\n"
   store = checkpoints.CheckpointStore(tmp_path / "run")
-  assert store.steps() == [4, 10]
+  # Step 7 is kept though no checkpoint is due then.
+  assert store.steps() == [4, 7, 10]
   model, params = fsb_jax.from_pretrained(tmp_path / "run" / "checkpoints" / "best", load_tokenizer=False)
   assert jax.tree.leaves(params)
   # Started again it knows that it was done.
-  assert run(tmp_path / "run", table, tokenizer, 60, periods=periods, keep_checkpoints=1, **ONE_AXIS) == metrics
+  assert run(tmp_path / "run", table, tokenizer, 60, periods=periods, **keep, **ONE_AXIS) == metrics
 
 
 @pytest.mark.slow
