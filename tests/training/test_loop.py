@@ -8,7 +8,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from tiny_run import run
+from tiny_run import one_device, run
 
 import fsb_jax
 from fsb_jax import checkpoints
@@ -19,7 +19,7 @@ from fsb_jax.training.levers import Levers
 from fsb_jax.training.loop import Loop, Periods
 from fsb_jax.training.step import Update
 
-ONE_AXIS = {"mesh": {"data": 8}}
+ONE_DEVICE = {"mesh": one_device()}
 
 
 def lines(folder, kind="train"):
@@ -40,7 +40,7 @@ def poison(monkeypatch, *steps):
 def test_a_broken_loss_stops_the_run_and_names_what_broke_it(table, tokenizer, tmp_path, monkeypatch):
   poison(monkeypatch, 7)
   with pytest.raises(UserError) as caught:
-    run(tmp_path / "run", table, tokenizer, 20, periods=Periods(log=4, checkpoint=3), **ONE_AXIS)
+    run(tmp_path / "run", table, tokenizer, 20, periods=Periods(log=4, checkpoint=3), **ONE_DEVICE)
   text = str(caught.value)
   assert "training broke at step 7: loss nan" in text and "the last good checkpoint is step 6" in text
   ids = [int(word) for word in text.split("training examples ")[1].split(";")[0].split(", ")]
@@ -51,7 +51,7 @@ def test_a_broken_loss_stops_the_run_and_names_what_broke_it(table, tokenizer, t
 def test_a_bad_batch_can_be_skipped(table, tokenizer, tmp_path, monkeypatch, capsys):
   poison(monkeypatch, 7, 12)
   run(
-    tmp_path / "run", table, tokenizer, 20, periods=Periods(log=4), levers=Levers(skip_bad_batches=True), **ONE_AXIS
+    tmp_path / "run", table, tokenizer, 20, periods=Periods(log=4), levers=Levers(skip_bad_batches=True), **ONE_DEVICE
   )
   assert "skipped the batch of step 7: loss nan" in capsys.readouterr().err
   assert [row["skipped"] for row in lines(tmp_path / "run")] == [0, 1, 1, 0, 0]
@@ -61,7 +61,7 @@ def test_a_bad_batch_can_be_skipped(table, tokenizer, tmp_path, monkeypatch, cap
 def test_too_many_bad_batches_stop_the_run(table, tokenizer, tmp_path, monkeypatch):
   poison(monkeypatch, *range(3, 40))
   with pytest.raises(UserError, match=r"training broke at step 12: .*\(too many to skip\)"):
-    run(tmp_path / "run", table, tokenizer, 40, levers=Levers(skip_bad_batches=True), **ONE_AXIS)
+    run(tmp_path / "run", table, tokenizer, 40, levers=Levers(skip_bad_batches=True), **ONE_DEVICE)
 
 
 def scripted(monkeypatch, accuracies):
@@ -77,7 +77,7 @@ def test_it_keeps_the_best_and_stops_when_nothing_gets_better(table, tokenizer, 
   scripted(monkeypatch, [0.5, 0.9, 0.7, 0.8, 0.9, 1.0])
   periods = Periods(log=10, evaluate=2, checkpoint=3, early_stop=3)
   keep = dict(keep_checkpoints=1, keep_every=7)
-  metrics = run(tmp_path / "run", table, tokenizer, 60, periods=periods, **keep, **ONE_AXIS)
+  metrics = run(tmp_path / "run", table, tokenizer, 60, periods=periods, **keep, **ONE_DEVICE)
   # 0.9 at step 10 is no better than 0.9 at step 4.
   assert metrics["accuracy"] == 0.9 and [row["step"] for row in lines(tmp_path / "run", "eval")] == [2, 4, 6, 8, 10]
   assert "stopped early at step 10: nothing better than step 4 in 3 evaluations" in capsys.readouterr().err
@@ -88,7 +88,7 @@ def test_it_keeps_the_best_and_stops_when_nothing_gets_better(table, tokenizer, 
   model, params = fsb_jax.from_pretrained(tmp_path / "run" / "checkpoints" / "best", load_tokenizer=False)
   assert jax.tree.leaves(params)
   # Started again it knows that it was done.
-  assert run(tmp_path / "run", table, tokenizer, 60, periods=periods, **keep, **ONE_AXIS) == metrics
+  assert run(tmp_path / "run", table, tokenizer, 60, periods=periods, **keep, **ONE_DEVICE) == metrics
 
 
 @pytest.mark.slow
@@ -103,14 +103,14 @@ def test_the_average_of_the_weights_is_the_model(table, tokenizer, tmp_path):
 
 def test_nothing_is_compiled_after_the_shapes_were_seen(table, tokenizer, tmp_path):
   periods = Periods(log=1, evaluate=10)
-  run(tmp_path / "run", table, tokenizer, 60, buckets=2, periods=periods, **ONE_AXIS)
+  run(tmp_path / "run", table, tokenizer, 60, buckets=2, periods=periods, **ONE_DEVICE)
   counts = {row["step"]: row["compilations"] for row in lines(tmp_path / "run")}
   assert sum(counts[step] for step in range(1, 16)) >= 2  # a step for each of two lengths
   assert [step for step in range(16, 61) if counts[step]] == []
 
 
 def test_a_report_says_what_a_step_costs(table, tokenizer, tmp_path):
-  run(tmp_path / "run", table, tokenizer, 20, **ONE_AXIS)
+  run(tmp_path / "run", table, tokenizer, 20, **ONE_DEVICE)
   first, second = lines(tmp_path / "run")
   assert first["compile_seconds"] > 0 == second["compile_seconds"]
   assert second["peak_memory_bytes"] > 1e8 and 0 <= second["data_wait_share"] < 1
@@ -118,7 +118,7 @@ def test_a_report_says_what_a_step_costs(table, tokenizer, tmp_path):
 
 
 def test_a_profile_can_be_opened(table, tokenizer, tmp_path, capsys):
-  run(tmp_path / "run", table, tokenizer, 20, profile=True, **ONE_AXIS)
+  run(tmp_path / "run", table, tokenizer, 20, profile=True, **ONE_DEVICE)
   assert "profile written" in capsys.readouterr().err
   (trace,) = (tmp_path / "run" / "tensorboard").glob("plugins/profile/*/*.xplane.pb")
   from jax.profiler import ProfileData
@@ -161,7 +161,7 @@ def test_interruptions_of_one_process_count_on(monkeypatch):
 
 @pytest.mark.slow
 def test_several_seeds_give_a_mean_and_its_spread(table, tokenizer, tmp_path, capsys):
-  mean = run(tmp_path / "runs", table, tokenizer, 15, seed=(0, 1, 2), **ONE_AXIS)
+  mean = run(tmp_path / "runs", table, tokenizer, 15, seed=(0, 1, 2), **ONE_DEVICE)
   summary = json.loads((tmp_path / "runs" / "seeds.json").read_text())
   each = [summary["seeds"][seed]["loss"] for seed in ("0", "1", "2")]
   assert len({*each}) == 3
@@ -174,7 +174,7 @@ def test_several_seeds_give_a_mean_and_its_spread(table, tokenizer, tmp_path, ca
 @pytest.mark.parametrize("seed", [(0,), (0, 0), (0, "1"), (0, -1)], ids=str)
 def test_seeds_must_differ(seed, table, tokenizer, tmp_path):
   with pytest.raises(UserError, match="SEED must be a whole number, or several different ones"):
-    run(tmp_path / "runs", table, tokenizer, 15, seed=seed, **ONE_AXIS)
+    run(tmp_path / "runs", table, tokenizer, 15, seed=seed, **ONE_DEVICE)
 
 
 def test_two_runs_do_not_share_a_folder(table, tokenizer, tmp_path):
@@ -183,33 +183,33 @@ def test_two_runs_do_not_share_a_folder(table, tokenizer, tmp_path):
   with (tmp_path / ".run.lock").open("w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     with pytest.raises(UserError, match="another run is training in MODEL_DIR"):
-      run(tmp_path / "run", table, tokenizer, 2, **ONE_AXIS)
-  run(tmp_path / "run", table, tokenizer, 2, **ONE_AXIS)
+      run(tmp_path / "run", table, tokenizer, 2, **ONE_DEVICE)
+  run(tmp_path / "run", table, tokenizer, 2, **ONE_DEVICE)
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_offered(table, tokenizer, tmp_path):
-  run(tmp_path / "run", table, tokenizer, 4, periods=Periods(checkpoint=2), **ONE_AXIS)
+  run(tmp_path / "run", table, tokenizer, 4, periods=Periods(checkpoint=2), **ONE_DEVICE)
   file = next((tmp_path / "run/checkpoints/4/training").rglob("d/*"))
   data = bytearray(file.read_bytes())
   data[len(data) // 2] ^= 4
   file.write_bytes(data)
   with pytest.raises(UserError) as caught:
-    run(tmp_path / "run", table, tokenizer, 6, **ONE_AXIS)
+    run(tmp_path / "run", table, tokenizer, 6, **ONE_DEVICE)
   assert str(file) in str(caught.value) and "to use the newest whole one, step 2" in str(caught.value)
   (tmp_path / "run/checkpoints/4").rename(tmp_path / "damaged")
-  run(tmp_path / "run", table, tokenizer, 6, **ONE_AXIS)
+  run(tmp_path / "run", table, tokenizer, 6, **ONE_DEVICE)
   assert checkpoints.CheckpointStore(tmp_path / "run").latest_step() == 6
 
 
 def test_changed_examples_are_not_gone_on_with(table, tokenizer, inputs, tmp_path):
   from fsb_jax import tasks
 
-  run(tmp_path / "run", table, tokenizer, 2, **ONE_AXIS)
+  run(tmp_path / "run", table, tokenizer, 2, **ONE_DEVICE)
   (tmp_path / "train.csv").write_text((inputs / "train.csv").read_text().replace("天", "地", 1))
   changed = tasks.table_task("reviews", {"train": tmp_path / "train.csv"}, "text", label_names=table.label_names)
   try:
     with pytest.raises(UserError, match=r"holds a run with training examples \(sha256\)"):
-      run(tmp_path / "run", changed, tokenizer, 4, **ONE_AXIS)
+      run(tmp_path / "run", changed, tokenizer, 4, **ONE_DEVICE)
   finally:
     tasks.declare(table)
 

@@ -6,11 +6,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from tiny_run import run
+from tiny_run import one_device, run
 
 from fsb_jax import checkpoints, models, tasks
 from fsb_jax.encodings import IGNORED, asked_positions
-from fsb_jax.partitioning.mesh import make_mesh
 from fsb_jax.training.data import Loader
 from fsb_jax.training.losses import OBJECTIVES
 from fsb_jax.training.questions import HiddenWords
@@ -71,7 +70,7 @@ def test_trained_and_scored_on_a_mesh_as_on_one_device(tmp_path, tokenizer):
     files[split].write_text("\n".join(texts), "utf-8")
   task = tasks.plain_text_task("texts", files, whole_words=False)
   scores = {}
-  for name, mesh in (("one", make_mesh(devices=jax.devices()[:1])), ("cube", CUBE)):
+  for name, mesh in (("one", one_device()), ("cube", CUBE)):
     scores[name] = run(tmp_path / name, task, tokenizer, 12, mesh=mesh, batch_size=8, eval_batch_size=8)
   assert scores["cube"] == pytest.approx(scores["one"], rel=1e-5)
   rows = [json.loads(line) for line in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()]

@@ -2,16 +2,14 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
-from tiny_run import BAD, GOOD, OTHER, run
+from tiny_run import BAD, GOOD, OTHER, one_device, run
 
 import fsb_jax
 from fsb_jax import encodings, tasks
 from fsb_jax.encodings import IGNORED
 from fsb_jax.errors import UserError
-from fsb_jax.partitioning.mesh import make_mesh
 from fsb_jax.training.data import Loader
 from fsb_jax.training.evaluate import evaluate
 from fsb_jax.training.infer import infer
@@ -118,7 +116,7 @@ def trained(folder, table, tokenizer, steps, **changes):
 @pytest.fixture(scope="module")
 def finished(table, tokenizer, tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs") / "unimc"
-  return folder, trained(folder, table, tokenizer, 60, mesh=make_mesh(devices=jax.devices()[:1]))
+  return folder, trained(folder, table, tokenizer, 60, mesh=one_device())
 
 
 def test_it_learns_to_choose(finished):
@@ -129,7 +127,7 @@ def test_it_learns_to_choose(finished):
 
 @pytest.mark.slow
 def test_trained_on_a_mesh_as_on_one_device(table, tokenizer, tmp_path):
-  meshes = {"one": make_mesh(devices=jax.devices()[:1]), "cube": {"data": 2, "tensor": 2, "sequence": 2}}
+  meshes = {"one": one_device(), "cube": {"data": 2, "tensor": 2, "sequence": 2}}
   one, cube = (trained(tmp_path / name, table, tokenizer, 8, mesh=mesh) for name, mesh in meshes.items())
   assert cube == pytest.approx(one, rel=1e-4)
 

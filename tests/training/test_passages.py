@@ -4,17 +4,15 @@ import json
 import zipfile
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from tiny_run import run
+from tiny_run import one_device, run
 from typer.testing import CliRunner
 
 import fsb_jax
 from fsb_jax import encodings, tasks
 from fsb_jax.cli import app
 from fsb_jax.errors import UserError
-from fsb_jax.partitioning.mesh import make_mesh
 from fsb_jax.tasks.metrics_text import reading_comprehension
 from fsb_jax.tasks.submissions import check_submission
 from fsb_jax.training.benchmark import benchmark
@@ -161,7 +159,7 @@ def finished(data, tokenizer, tmp_path_factory):
   metrics = run(
     folder, "cmrc2018", tokenizer, 120, optimizer=adamw(learning_rate=rate), learning_rate=rate, dropout_rate=0.0,
     data_dir=str(data), feature_lengths={"inputs": LENGTH}, buckets=(LENGTH,), batch_size=12,
-    periods=Periods(log=20), mesh=make_mesh(devices=jax.devices()[:1]),
+    periods=Periods(log=20), mesh=one_device(),
   )  # fmt: skip
   return folder, metrics
 

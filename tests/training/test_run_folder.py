@@ -7,7 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_run import run
+from tiny_run import one_device, run
 
 from fsb_jax import checkpoints
 from fsb_jax.encodings import bert_tokenizer_from_characters
@@ -44,7 +44,7 @@ def test_a_run_that_never_saved_is_begun_anew(table, tokenizer, tmp_path, monkey
   other = bert_tokenizer_from_characters([word for word in words if len(word) == 1], tmp_path / "other")
   for each in (tokenizer, other):
     with pytest.raises(Killed):
-      run(tmp_path / "run", table, each, 2, mesh={"data": 8})
+      run(tmp_path / "run", table, each, 2, mesh=one_device())
   kept = json.loads((tmp_path / "run" / "tokenizer.json").read_text())["model"]["vocab"]
   assert kept == other.get_vocab() != tokenizer.get_vocab()
   assert (tmp_path / "run" / "vocab.txt").read_text() == (tmp_path / "other" / "vocab.txt").read_text()

@@ -5,17 +5,15 @@ import os
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from seqeval.metrics import f1_score, precision_score, recall_score
-from tiny_run import OTHER, run
+from tiny_run import OTHER, one_device, run
 
 import fsb_jax
 from fsb_jax import encodings, models, tasks
 from fsb_jax.encodings import TAGGERS
 from fsb_jax.errors import UserError
-from fsb_jax.partitioning.mesh import make_mesh
 from fsb_jax.tasks.metrics import entity_f1
 from fsb_jax.tasks.ner import TASKS
 from fsb_jax.training.data import Loader
@@ -198,7 +196,7 @@ def trained(folder, tokenizer, data_dir, steps, **changes):
   rate = schedule(learning_rate=3e-3, train_steps=steps, warmup_ratio=0.1)
   return run(
     folder, "resume", tokenizer, steps, learning_rate=rate, optimizer=adamw(learning_rate=rate), buckets=(24,),
-    feature_lengths=LENGTH, data_dir=str(data_dir), mesh=make_mesh(devices=jax.devices()[:1]),
+    feature_lengths=LENGTH, data_dir=str(data_dir), mesh=one_device(),
     periods=Periods(log=20), **changes,
   )  # fmt: skip
 

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_run import run
+from tiny_run import one_device, run
 
 import fsb_jax
 from fsb_jax import checkpoints, models, tasks
@@ -91,7 +91,7 @@ def test_a_run_goes_on_without_what_it_began_from(finished, table, tmp_path):
 
   folder, _ = finished
   shutil.copytree(folder, tmp_path / "source")
-  start = dict(model=None, initial_checkpoint_path=str(tmp_path / "source"), mesh={"data": 8}, config_text="# one\n")
+  start = dict(model=None, initial_checkpoint_path=str(tmp_path / "source"), mesh=one_device(), config_text="# one\n")
   run(tmp_path / "run", table, None, 1, **start)
   shutil.rmtree(tmp_path / "source")
   run(tmp_path / "run", table, None, 2, **{**start, "config_text": "# two\n"})
@@ -108,7 +108,7 @@ def test_what_goes_wrong_in_scoring_loses_no_step(table, tokenizer, tmp_path, mo
 
   monkeypatch.setattr(evaluation, "evaluate_split", fail)
   with pytest.raises(MemoryError):
-    run(tmp_path / "run", table, tokenizer, 2, mesh={"data": 8})
+    run(tmp_path / "run", table, tokenizer, 2, mesh=one_device())
   assert checkpoints.CheckpointStore(tmp_path / "run").latest_step() == 2
 
 
@@ -116,7 +116,7 @@ def test_broken_numbers_are_not_saved(table, tokenizer, tmp_path):
   with pytest.raises(UserError, match="training broke at step 2: loss nan"):
     run(
       tmp_path / "run", table, tokenizer, 5, optimizer=adamw(learning_rate=1e30), learning_rate=None,
-      periods=Periods(log=10, checkpoint=1), mesh={"data": 8},
+      periods=Periods(log=10, checkpoint=1), mesh=one_device(),
     )
   params = checkpoints.load_folder(tmp_path / "run")[0]
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
@@ -126,7 +126,7 @@ def test_numbers_that_broke_since_the_last_report_are_not_scored(table, tokenize
   with pytest.raises(UserError, match="training broke at step 2: loss nan.* training examples "):
     run(
       tmp_path / "run", table, tokenizer, 5, optimizer=adamw(learning_rate=1e30), learning_rate=None,
-      periods=Periods(log=10, evaluate=3), mesh={"data": 8},
+      periods=Periods(log=10, evaluate=3), mesh=one_device(),
     )
 
 
@@ -164,7 +164,7 @@ def test_labels_of_other_names_are_other_labels(finished, table, tokenizer, tmp_
     evaluate(model=str(folder), **arguments)
   with pytest.raises(UserError, match="holds a run with label_names"):
     run(folder, renamed, tokenizer, 70)
-  run(tmp_path / "run", renamed, None, 1, model=None, initial_checkpoint_path=str(folder), mesh={"data": 8})
+  run(tmp_path / "run", renamed, None, 1, model=None, initial_checkpoint_path=str(folder), mesh=one_device())
   assert "newly initialised: head/classifier/bias, head/classifier/kernel" in capsys.readouterr().err
   body, fresh = (fsb_jax.from_pretrained(each).params for each in (folder, tmp_path / "run"))
   assert not np.allclose(body["head"]["classifier"]["kernel"], fresh["head"]["classifier"]["kernel"], atol=1e-3)
@@ -249,7 +249,7 @@ def test_starting_from_a_checkpoint_keeps_its_body(finished, table, tmp_path):
   constant = adamw(learning_rate=lambda step: 0.0, weight_decay=0.0)
   run(
     tmp_path / "run", table, None, 1, model=None, initial_checkpoint_path=str(folder), optimizer=constant,
-    learning_rate=None, mesh={"data": 8},
+    learning_rate=None, mesh=one_device(),
   )
   # Read for one device: the two runs padded their vocabularies to different meshes.
   one, two = (fsb_jax.from_pretrained(each).params for each in (folder, tmp_path / "run"))

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from fsb_jax import encodings
+from fsb_jax.partitioning import make_mesh
 from fsb_jax.training.loop import Periods
 from fsb_jax.training.optimizers import adamw, schedule
 from fsb_jax.training.start import SizedModel
@@ -27,6 +29,11 @@ def make_inputs(folder: Path) -> dict[str, Path]:
     files[split] = folder / f"{split}.csv"
     files[split].write_text("\n".join(lines) + "\n", encoding="utf-8")
   return files
+
+
+def one_device():
+  """A mesh of one device, for what is no matter of meshes: eight on one machine wait for each other."""
+  return make_mesh(devices=jax.devices()[:1])
 
 
 def run(folder, table, tokenizer, steps, **changes):
