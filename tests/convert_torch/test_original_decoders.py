@@ -259,7 +259,7 @@ def test_greedy_texts(name):
     pytest.param("transfo_xl_denoise", False, marks=pytest.mark.slow),
     pytest.param("transfo_xl_denoise_abs", True, marks=pytest.mark.slow),
     pytest.param("megatron_t5_relu", True, marks=pytest.mark.slow),
-    ("megatron_t5_relu", False),
+    pytest.param("megatron_t5_relu", False, marks=pytest.mark.slow),
   ],
 )
 def test_with_a_cache_logits_are_the_same(name, scan_layers):

@@ -403,6 +403,7 @@ def test_options_on_the_command_line(stable, fsb, monkeypatch):
   assert np.array_equal(pixels(stable[2](PROMPTS[0], seed=3, guidance_rescale=0.7, **DRAWS, **SIZE)), rescaled[None])
 
 
+@pytest.mark.slow
 def test_sixteen_bits_draw_nearly_the_same(stable, fixed):
   rounded = TextToImage(stable[0], dtype="bfloat16", param_dtype="bfloat16")
   drawn, expected = (draw(PROMPTS, steps=2, noise=fixed.noise, **SIZE) for draw in (rounded, stable[2]))

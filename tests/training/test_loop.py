@@ -58,6 +58,7 @@ def test_a_bad_batch_can_be_skipped(table, tokenizer, tmp_path, monkeypatch, cap
   assert all(np.isfinite(row["loss"]) for row in lines(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_too_many_bad_batches_stop_the_run(table, tokenizer, tmp_path, monkeypatch):
   poison(monkeypatch, *range(3, 40))
   with pytest.raises(UserError, match=r"training broke at step 12: .*\(too many to skip\)"):
