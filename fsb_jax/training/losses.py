@@ -226,14 +226,19 @@ def _every_row(batch: Batch) -> jax.Array:
   return jnp.ones(len(batch["input_ids"]))
 
 
-def _of_text(name: str, mask: str = "attention_mask") -> Callable[[Batch], jax.Array]:
-  """Labels where `mask` is 1; the others are ignored."""
-  return lambda batch: jnp.where(batch[mask] == 1, batch[name], IGNORED)
+def _text_mask(batch: Batch) -> jax.Array:
+  """Which positions hold tokens, (batch, length): all of them where the batch does not say."""
+  return batch["attention_mask"] if "attention_mask" in batch else jnp.ones_like(batch["input_ids"])
+
+
+def _of_text(name: str) -> Callable[[Batch], jax.Array]:
+  """Labels of tokens; those of padding are ignored."""
+  return lambda batch: jnp.where(_text_mask(batch) == 1, batch[name], IGNORED)
 
 
 def _said(outputs: Any, batch: Batch) -> Terms:
   """A tagger's answers, and which positions hold tokens."""
-  mask = batch["attention_mask"]
+  mask = _text_mask(batch)
   return {**said_by_tagger(outputs, mask, batch["label_mask"], MAX_WIDTH), "attention_mask": mask}
 
 
@@ -248,7 +253,7 @@ _span = Objective(
   ),
   # The mask says which of the scores are of a row's own tokens.
   answers=lambda outputs, batch: {
-    "start_logits": outputs.start_logits, "end_logits": outputs.end_logits, "attention_mask": batch["attention_mask"],
+    "start_logits": outputs.start_logits, "end_logits": outputs.end_logits, "attention_mask": _text_mask(batch),
   },
 )
 
@@ -264,7 +269,7 @@ _entities = Objective(
 
 def _crf_loss(outputs: Any, batch: Batch) -> jax.Array:
   return -crf_log_likelihood(
-    outputs.logits, batch["labels"], batch["attention_mask"],
+    outputs.logits, batch["labels"], _text_mask(batch),
     outputs.transitions, outputs.start_transitions, outputs.end_transitions,
   )  # fmt: skip
 
@@ -283,8 +288,8 @@ def _infill_counts(batch: Batch) -> jax.Array:
 
 def _pairs(batch: Batch) -> jax.Array:
   """Labels of the pairs of tokens in the band; label 0 is no class but padding."""
-  labels = _of_text("span_labels", "span_mask")(batch)
-  return jnp.where(labels == 0, IGNORED, labels)
+  labels = batch["span_labels"]
+  return jnp.where((batch["span_mask"] == 1) & (labels != 0), labels, IGNORED)
 
 
 OBJECTIVES: dict[str, Objective] = {
