@@ -1,5 +1,7 @@
 """Losses against those that transformers' heads compute from the same scores, and what must not change them."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -210,6 +212,17 @@ def test_parts_add_up_to_the_whole(head, kind):
   for name, gradient in gradients.items():
     for i in (0, 1):
       np.testing.assert_allclose(parts[i][1][name], gradient[i::2], rtol=1e-12)
+
+
+def test_without_a_mask_every_token_is_text():
+  random = np.random.default_rng(0)
+  outputs = types.SimpleNamespace(logits=random.normal(size=(2, 4)))
+  batch = {"input_ids": np.ones((2, 4), int), "labels": random.integers(0, 2, (2, 4))}
+  losses = [
+    OBJECTIVES["replaced_tokens"](outputs, {**batch, **mask})
+    for mask in ({}, {"attention_mask": np.ones((2, 4), int)}, {"attention_mask": np.eye(2, 4, dtype=int)})
+  ]
+  assert losses[0] == losses[1] != losses[2]
 
 
 @pytest.mark.parametrize("kind", SUMMED)
