@@ -18,6 +18,9 @@ UNTIED = [(family, LM[family], False) for family in FAMILIES]
 ALWAYS_ZERO = r".*attention/(distance_|global_)?key/bias"
 # It is in the files, and nobody trains it.
 FIXED_BIAS = r"head/lm/bias"
+# A class is read from the first token. Global, as it is unless told otherwise, it attends by projections of its own, and
+# nothing reads what the last layer's others do.
+LOCAL_OF_THE_LAST_LAYER = r"encoder/layers_2/attention/(query|key|value)/.*"
 SPAN_ZEROS = r"head/span/bias|encoder/final_norm/bias|encoder/(layers|group)_2/mlp_norm/bias"
 ALWAYS_ZERO_OF = {
   "multiple_choice": r"head/(summary_)?classifier/bias",
@@ -25,6 +28,8 @@ ALWAYS_ZERO_OF = {
   "question_answering": SPAN_ZEROS,
   "question_answering_simple": SPAN_ZEROS,
   ("roformer", "multiple_choice"): r"encoder/layers_2/mlp_norm/bias",
+  ("longformer", "sequence_classification", "default inputs"): LOCAL_OF_THE_LAST_LAYER,
+  ("longformer", "multiple_choice", "default inputs"): LOCAL_OF_THE_LAST_LAYER,
   # Without a query stream, and without segments.
   "xlnet": r"mask_embed|encoder/.*/attention/segment_(bias|embed)",
 }
@@ -56,7 +61,8 @@ def check(
   assert {name: by for name, by in wrong.items() if by > 0} == {}
   # Agreement on nothing would prove nothing.
   silent = {name for name, x in theirs.items() if np.abs(x).max() < 1e-6}
-  known = (ALWAYS_ZERO_OF.get(key) for key in (head, family, (family, head)))
+  inputs = "all inputs" if explicit else "default inputs"
+  known = (ALWAYS_ZERO_OF.get(key) for key in (head, family, (family, head), (family, head, inputs)))
   zero = "|".join([ALWAYS_ZERO, *filter(None, known)])
   assert {name for name in silent if not re.fullmatch(zero, name)} == set()
 

@@ -37,7 +37,7 @@ def run_both(batch, scan=True, **changes):
       outputs, memory = pair.model.apply({"params": params}, **batch, output_hidden_states=True, output_mems=True)
       return (outputs.logits * projection).sum(), (outputs, memory)
 
-    (_, (outputs, memory)), gradients = jax.value_and_grad(loss, has_aux=True)(pair.params)
+    (_, (outputs, memory)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(pair.params)
     ours = {"logits": outputs.logits, "memory": memory, **models.flatten(gradients)}
     ours |= {f"state {i}": state for i, state in enumerate(outputs.hidden_states)}
 
@@ -80,12 +80,13 @@ def test_the_query_stream_does_not_see_what_it_predicts(batch):
   given = {name: x for name, x in batch.items() if name not in ("mems", "attention_mask")}
   pair = make_pair("xlnet", "lm", dtype="float32")
   given["target_mapping"] = given["target_mapping"].astype(np.float32)
-  before = pair.model.apply({"params": pair.params}, **given).logits
+  logits = jax.jit(lambda inputs: pair.model.apply({"params": pair.params}, **inputs).logits)
+  before = logits(given)
   asked = given["target_mapping"].argmax(-1)
   for prediction in range(ASKED):
     ids = given["input_ids"].copy()
     np.put_along_axis(ids, asked[:, prediction : prediction + 1], 1, axis=1)
-    after = pair.model.apply({"params": pair.params}, **{**given, "input_ids": ids}).logits
+    after = logits({**given, "input_ids": ids})
     # What comes first in the order sees nothing, and so attends to everything evenly.
     sees = given["perm_mask"][np.arange(ROWS), asked[:, prediction]].min(-1) == 0
     np.testing.assert_array_equal(after[sees, prediction], before[sees, prediction])

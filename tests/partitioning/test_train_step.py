@@ -87,6 +87,12 @@ def one_step(partitioner, params, batch, config, optimizer=OPTIMIZER, family="be
   return step(state, partitioner.shard_batch(batch))
 
 
+def drawn(model):
+  """Parameters of `model`, as arrays of NumPy."""
+  draw = jax.jit(lambda key: model.init(key, models.dummy_ids(model))["params"], compiler_options=QUICK)
+  return jax.tree.map(np.asarray, nn.meta.unbox(draw(jax.random.key(0))))
+
+
 @pytest.fixture(scope="module")
 def single(batch):
   """Parameters, loss, gradients and what AdamW makes of them on one device, in float64."""
@@ -94,7 +100,7 @@ def single(batch):
     partitioner = Partitioner(make_mesh(devices=jax.devices()[:1]))
     config = config_for(partitioner)
     model = models.build("bert", config, HEAD)
-    params = jax.tree.map(np.asarray, nn.meta.unbox(model.init(jax.random.key(0), models.dummy_ids(model))["params"]))
+    params = drawn(model)
     state, metrics = one_step(partitioner, params, batch, config)
     return params, float(metrics["loss"]), cut(gradients(state), params), cut(state.params, params)
 
@@ -156,7 +162,7 @@ def on_one_device(batch, options, **changes):
   partitioner = Partitioner(make_mesh(devices=jax.devices()[:1]))
   config = dataclasses.replace(config_for(partitioner, options.get("family", "bert")), **changes)
   model = models.build(options.get("family", "bert"), config, options.get("head", HEAD))
-  params = jax.tree.map(np.asarray, nn.meta.unbox(model.init(jax.random.key(0), models.dummy_ids(model))["params"]))
+  params = drawn(model)
   return params, *one_step(partitioner, params, batch, config, **options)
 
 

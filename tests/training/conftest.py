@@ -1,18 +1,10 @@
-"""The tiny task of `tiny_run`, made once a module; what is compiled for one test serves the others."""
+"""The tiny task of `tiny_run`, made once a module."""
 
-import jax
 import lives
 import pytest
 from tiny_run import make_inputs
 
 from fsb_jax import encodings, tasks
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compilations(tmp_path_factory):
-  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compilations")))
-  yield
-  jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")

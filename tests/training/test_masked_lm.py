@@ -50,9 +50,10 @@ def test_the_asked_positions_give_the_loss_and_gradients_of_all_positions(batch,
   with jax.enable_x64(True):
     config = models.TransformerConfig(**SIZES, run=models.Run(dtype="float64", param_dtype="float64"))
     model = models.build("bert", config, head)
-    params = nn.meta.unbox(model.init(jax.random.key(0), models.dummy_ids(model))["params"])
-    (loss, every), gradients = jax.value_and_grad(loss_and_logits, has_aux=True)(params, batch)
-    (loss_asked, some), gradients_asked = jax.value_and_grad(loss_and_logits, has_aux=True)(params, asked)
+    params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), models.dummy_ids(model))["params"])
+    gradients_of = jax.jit(jax.value_and_grad(loss_and_logits, has_aux=True))
+    (loss, every), gradients = gradients_of(params, batch)
+    (loss_asked, some), gradients_asked = gradients_of(params, asked)
   np.testing.assert_allclose(loss_asked, loss, rtol=1e-12)
   every = np.take_along_axis(np.asarray(every), positions[..., None], axis=1)
   np.testing.assert_allclose(some, every, rtol=1e-12, atol=1e-15)
