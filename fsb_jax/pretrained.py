@@ -189,8 +189,9 @@ def read_tokenizer(source: Path) -> Any:
   return convert_torch.load_gguf_tokenizer(source)
 
 
-def require_readable(tokenizer: Any, config: models.TransformerConfig) -> None:
-  """UserError where the tokenizer's ids are not all that the model reads, or more than it knows."""
+def require_readable(tokenizer: Any, model: nn.Module) -> None:
+  """UserError where the tokenizer's ids are not all that the model reads, more than it knows, or others."""
+  config = model.config
   if config.ngrams is not None:
     raise UserError(
       "the model reads n-grams beside its tokens, which tasks and pipelines do not make yet; call the model itself "
@@ -201,13 +202,20 @@ def require_readable(tokenizer: Any, config: models.TransformerConfig) -> None:
       f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary only {config.vocab_size}: they do not "
       "belong together"
     )
+  if getattr(model.head, "global_tokens", "none") in ("question", "answer") and config.window is not None:
+    separator, own = config.window.separator, tokenizer.sep_token_id
+    if separator != own:
+      raise UserError(
+        f"config.json says sep_token_id={separator}, and the tokenizer's is {own}: the model would not find where "
+        f"questions end; set sep_token_id={own} in config.json"
+      )
 
 
 def require_tokenizer(loaded: Loaded, path: str | Path) -> Any:
   """The tokenizer of what was loaded from `path`; UserError where there is none, or the model does not read its ids."""
   if loaded.tokenizer is None:
     raise UserError(f"{path} holds no tokenizer; copy vocab.txt or tokenizer.json into it")
-  require_readable(loaded.tokenizer, loaded.config)
+  require_readable(loaded.tokenizer, loaded.model)
   return loaded.tokenizer
 
 

@@ -259,4 +259,24 @@ def test_models_of_ngrams_are_not_fed_tokens_alone():
   from fsb_jax.pretrained import require_readable
 
   with pytest.raises(UserError, match="the model reads n-grams beside its tokens"):
-    require_readable((), models.sized("zen1", "tiny"))
+    require_readable((), models.build("zen1", models.sized("zen1", "tiny")))
+
+
+@pytest.mark.parametrize("family", ["longformer", "erlangshen_longformer"])
+def test_a_model_that_looks_for_where_questions_end_knows_the_separator(family, tmp_path):
+  from fsb_jax import encodings, models
+  from fsb_jax.pretrained import require_readable
+  from fsb_jax.training.start import SizedModel, start_from
+
+  tokenizer = encodings.bert_tokenizer_from_characters("天地人", tmp_path)
+  assert tokenizer.sep_token_id == 3
+  config = dataclasses.replace(models.sized(family, "tiny"), vocab_size=len(tokenizer))
+  require_readable(tokenizer, models.build(family, config, "masked_lm"))
+  for head in ("question_answering", "multiple_choice"):
+    with pytest.raises(UserError, match="says sep_token_id=2, and the tokenizer's is 3: .* set sep_token_id=3 in"):
+      require_readable(tokenizer, models.build(family, config, head))
+  drawn = start_from(
+    checkpoint=None, model=SizedModel(family, "tiny"), tokenizer=tokenizer, head="question_answering",
+    label_names=None, run=models.Run(),
+  )  # fmt: skip
+  assert drawn.config.window.separator == drawn.hf_config["sep_token_id"] == 3

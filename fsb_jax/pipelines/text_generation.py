@@ -38,7 +38,7 @@ class TextGeneration:
     loaded = from_pretrained(model, **options)
     if loaded.tokenizer is None:
       raise UserError(f"{model} holds no tokenizer; put its files (tokenizer.json, vocab.txt, ...) there")
-    require_readable(loaded.tokenizer, loaded.config)
+    require_readable(loaded.tokenizer, loaded.model)
     self.tokenizer = loaded.tokenizer
     self.generation_config = loaded.generation_config or {}
     self._template, self._batch_size = template, batch_size

@@ -103,13 +103,13 @@ def start_from(
     )
     params, fresh = None, ()
     hf_config = {"model_type": family.model_type}
-  pretrained.require_readable(tokenizer, config)
   if dropout_rate is not None:
     config = dataclasses.replace(config, dropout=models.Dropout(hidden=dropout_rate, attention=dropout_rate))
   family = models.family(metadata.family)
   hf_config = models.updated(hf_config, family.config_to_hf(config))
   hf_config["architectures"] = [family.architecture(metadata.head)]
   built = models.build(metadata.family, config, metadata.head, metadata.num_labels)
+  pretrained.require_readable(tokenizer, built)
   if label_names is not None:
     if params is not None and metadata.label_names not in (None, tuple(label_names)):
       head_paths = [path for path in models.flatten(models.abstract_params(built)) if path.startswith("head/")]
@@ -148,16 +148,19 @@ def resume_from(
   config = dataclasses.replace(models.family(metadata.family).config_from_hf(hf_config), run=run)
   if model is not None and _sized_for(model, tokenizer, run) != dataclasses.replace(config, dropout=models.Dropout()):
     raise UserError(f"MODEL_DIR {folder} holds a run of another model size; choose another folder")
-  pretrained.require_readable(tokenizer, config)
   if dropout_rate is not None:
     config = dataclasses.replace(config, dropout=models.Dropout(hidden=dropout_rate, attention=dropout_rate))
   built = models.build(metadata.family, config, metadata.head, metadata.num_labels)
+  pretrained.require_readable(tokenizer, built)
   return Start(model=built, config=config, metadata=metadata, hf_config=hf_config, tokenizer=tokenizer)
 
 
 def _sized_for(model: SizedModel, tokenizer: Any, run: models.Run) -> models.TransformerConfig:
-  """A size with the tokenizer's vocabulary."""
-  return dataclasses.replace(models.sized(model.family, model.size), vocab_size=len(tokenizer), run=run)
+  """A size with the tokenizer's vocabulary, and with its separator where the model looks for one."""
+  config = dataclasses.replace(models.sized(model.family, model.size), vocab_size=len(tokenizer), run=run)
+  if config.window is None:
+    return config
+  return dataclasses.replace(config, window=dataclasses.replace(config.window, separator=tokenizer.sep_token_id))
 
 
 def require_positions(config: models.TransformerConfig, length: int) -> None:

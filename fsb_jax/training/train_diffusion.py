@@ -261,15 +261,16 @@ def _start(
   tokenizer = load_tokenizer(tokenizer_folder)
   if tokenizer is None:
     raise UserError(f"{tokenizer_folder} holds no tokenizer; copy vocab.txt or tokenizer.json into it")
-  pretrained.require_readable(tokenizer, encoder.config)
   text_config, unet_config = encoder.config, parts.unet_config
   if dropout_rate is not None:
     text_config = dataclasses.replace(text_config, dropout=models.Dropout(hidden=dropout_rate, attention=dropout_rate))
     unet_config = dataclasses.replace(unet_config, dropout=dropout_rate)
   unet = diffusion.UNet(unet_config)
   diffusion.require_trainable(unet, parts.autoencoder_config.latent_channels)
+  reader = models.build(encoder.family, text_config, encoder.head, None)
+  pretrained.require_readable(tokenizer, reader)
   denoiser = diffusion.Denoiser(
-    unet, models.build(encoder.family, text_config, encoder.head, None), schedule_from_config(parts.scheduler_config),
+    unet, reader, schedule_from_config(parts.scheduler_config),
     scaling_factor=parts.autoencoder_config.scaling_factor, shift_factor=parts.autoencoder_config.shift_factor,
     offset_noise=noise.offset, min_snr_gamma=noise.min_snr_gamma,
   )  # fmt: skip
