@@ -1,6 +1,7 @@
 """Settings that must be in place before JAX is imported, and the command line as tests call it."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -27,6 +28,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
   atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
+
+# Tracing makes objects by the million, and hardly a cycle among them.
+gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture

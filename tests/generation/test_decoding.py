@@ -86,7 +86,7 @@ def exact_distribution(gpt2, prompt, options):
   rules, numbers = rules_and_numbers(options, first=0, prompt_end=len(prompt), longest=len(prompt) + 2)
 
   def of(texts):
-    logits = gpt2.model.apply({"params": gpt2.params}, jnp.asarray(texts)).logits[:, -1]
+    logits = jax.jit(lambda ids: gpt2.model.apply({"params": gpt2.params}, ids).logits[:, -1])(jnp.asarray(texts))
     return np.asarray(jax.nn.softmax(warp(rules, numbers, logits), axis=-1), np.float64)
 
   first = of([prompt])[0]

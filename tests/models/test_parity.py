@@ -18,8 +18,8 @@ UNTIED = [(family, LM[family], False) for family in FAMILIES]
 ALWAYS_ZERO = r".*attention/(distance_|global_)?key/bias"
 # It is in the files, and nobody trains it.
 FIXED_BIAS = r"head/lm/bias"
-# A class is read from the first token. Global, as it is unless told otherwise, it attends by projections of its own, and
-# nothing reads what the last layer's others do.
+# A class is read from the first token. Global, as it is unless told otherwise, it attends by projections of its own,
+# and nothing reads what the last layer's others do.
 LOCAL_OF_THE_LAST_LAYER = r"encoder/layers_2/attention/(query|key|value)/.*"
 SPAN_ZEROS = r"head/span/bias|encoder/final_norm/bias|encoder/(layers|group)_2/mlp_norm/bias"
 ALWAYS_ZERO_OF = {
