@@ -19,13 +19,14 @@ def live(folder: Path, options: dict) -> dict[str, float]:
   from fsb_jax.training.levers import Levers
   from fsb_jax.training.loop import Periods
   from fsb_jax.training.optimizers import adamw, schedule
+  from fsb_jax.training.start import SizedModel
 
   note_phases(folder, options.get("index", 0), evaluate)
   table = tasks.table_task("reviews", {split: folder / f"{split}.csv" for split in ("train", "validation")}, "text")
   rate = schedule(learning_rate=1e-3, train_steps=options["rate_steps"], warmup_ratio=0.1)
   return run(
     folder / options.get("name", "run"), table, str(folder / "tokenizer"), options["steps"],
-    batch_size=16, optimizer=adamw(learning_rate=rate), learning_rate=rate, buckets=2,
+    model=SizedModel("bert", "tiny"), batch_size=16, optimizer=adamw(learning_rate=rate), learning_rate=rate, buckets=2,
     periods=Periods(**options.get("periods", {})), levers=Levers(**options.get("levers", {})),
     mesh=options.get("mesh"), keep_checkpoints=options.get("keep", 2), config_text="# one\n",
   )

@@ -15,6 +15,7 @@ from fsb_jax.training.evaluate import evaluate
 from fsb_jax.training.infer import infer
 from fsb_jax.training.loop import Periods
 from fsb_jax.training.options import Options
+from fsb_jax.training.start import SizedModel
 
 ROWS = {"train": 200, "validation": 45, "test": 21}
 
@@ -109,7 +110,7 @@ def test_batches_of_a_bucket_have_one_shape(table, tokenizer):
 def trained(folder, table, tokenizer, steps, **changes):
   return run(
     folder, table, tokenizer, steps, view="unimc", feature_lengths={"inputs": 40}, buckets=(32,),
-    periods=Periods(log=20), **changes,
+    periods=Periods(log=20), model=SizedModel("bert", "tiny"), **changes,
   )  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def test_all_windows_of_a_question_answer_it_once(data, tokenizer):
 @pytest.fixture(scope="module")
 def finished(data, tokenizer, tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs") / "reading"
-  rate = schedule(learning_rate=1e-3, train_steps=120, warmup_ratio=0.1)
+  rate = schedule(learning_rate=4e-3, train_steps=120, warmup_ratio=0.1)
   metrics = run(
     folder, "cmrc2018", tokenizer, 120, optimizer=adamw(learning_rate=rate), learning_rate=rate, dropout_rate=0.0,
     data_dir=str(data), feature_lengths={"inputs": LENGTH}, buckets=(LENGTH,), batch_size=12,

@@ -41,7 +41,7 @@ def run(folder, table, tokenizer, steps, **changes):
   rate = schedule(learning_rate=3e-3, train_steps=60, warmup_ratio=0.1)
   arguments = dict(
     model_dir=str(folder), task=table, train_steps=steps, batch_size=32, optimizer=adamw(learning_rate=rate),
-    learning_rate=rate, model=SizedModel("bert", "tiny"), tokenizer=tokenizer, feature_lengths={"inputs": 16},
+    learning_rate=rate, model=SizedModel("bert", "smaller"), tokenizer=tokenizer, feature_lengths={"inputs": 16},
     buckets=(16,), eval_batch_size=16, periods=Periods(log=10), mesh={"data": 2, "fsdp": 2, "tensor": 2},
   )
   return train(**{**arguments, **changes})
