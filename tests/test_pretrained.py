@@ -280,3 +280,13 @@ def test_a_model_that_looks_for_where_questions_end_knows_the_separator(family, 
     label_names=None, run=models.Run(),
   )  # fmt: skip
   assert drawn.config.window.separator == drawn.hf_config["sep_token_id"] == 3
+
+
+def test_a_text_encoder_and_a_tokenizer_of_more_tokens_are_told_apart():
+  from fsb_jax import models
+  from fsb_jax.pipelines.prompt_encoder import PromptEncoder
+
+  model = models.build("clip_text", models.sized("clip_text", "tiny"))
+  tokens = range(model.config.vocab_size + 1)
+  with pytest.raises(UserError, match=f"{len(tokens)} tokens but the model's vocabulary only .*not belong together"):
+    PromptEncoder(tokens, model, {}, penultimate=False, partitioner=None)

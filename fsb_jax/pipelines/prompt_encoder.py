@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fsb_jax.errors import UserError
 from fsb_jax.partitioning import Partitioner
+from fsb_jax.pretrained import require_readable
 
 # Marks that NFKC leaves as they are.
 _MARKS = str.maketrans("。、“”‘’「」『』【】《》〈〉—…·", ".,\"\"''\"\"\"\"[]<><>-.,")
@@ -35,11 +35,7 @@ class PromptEncoder:
   """
 
   def __init__(self, tokenizer: Any, model: Any, params: Any, *, penultimate: bool, partitioner: Partitioner | None):
-    if len(tokenizer) > model.config.vocab_size:
-      raise UserError(
-        f"the tokenizer has {len(tokenizer)} tokens but the text encoder's vocabulary only {model.config.vocab_size}: "
-        "they do not belong together"
-      )
+    require_readable(tokenizer, model)
     self._tokenizer, self._params = tokenizer, params
     self._rows = 1 if partitioner is None else partitioner.batch_multiple
     usable = getattr(model.config.positions, "usable_length", None)
