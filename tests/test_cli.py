@@ -1,10 +1,8 @@
 """The command line as people meet it: what it says when they err, and how fast it starts."""
 
 import json
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -226,32 +224,28 @@ def test_a_cache_of_own_texts(fsb, tmp_path, monkeypatch):
   assert status == 2 and "unknown option --runer=x" in one_sentence(error)
 
 
-HEAVY = ("jax", "tensorflow", "torch", "transformers")
+HEAVY = {
+  "diffusers", "flax", "gin", "jax", "numpy", "optax", "orbax", "seqio", "tensorflow", "tokenizers", "torch",
+  "transformers",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("statement", ["import fsb_jax", "from fsb_jax import cli; cli.app(['--help'])"])
-def test_starting_imports_nothing_heavy(statement):
+@pytest.mark.parametrize(
+  ("statement", "most"), [("import fsb_jax", 30), ("from fsb_jax import cli; cli.app(['--help'])", 350)]
+)
+def test_starting_imports_little(statement, most):
+  """Importing is what takes time at the start. A count of modules is the same on a busy machine; seconds are not."""
   code = f"""
 import atexit, sys
-atexit.register(lambda: print("HEAVY", [name for name in {HEAVY} if name in sys.modules]))
+before = set(sys.modules)
+atexit.register(lambda: print("LOADED", *sorted(set(sys.modules) - before)))
 {statement}
 """
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-  assert "HEAVY []" in done.stdout
-
-
-def test_starting_is_quick():
-  """0.3 s and 0.7 s as whole processes; the best of five, since the machine has other things to do."""
-  for command, limit in (
-    ([sys.executable, "-c", "import fsb_jax"], 0.3),
-    ([os.path.join(os.path.dirname(sys.executable), "fsb"), "--help"], 0.7),
-  ):
-    seconds = []
-    for _ in range(5):
-      start = time.perf_counter()
-      subprocess.run(command, capture_output=True, check=True)
-      seconds.append(time.perf_counter() - start)
-    assert min(seconds) < limit, (command, seconds)
+  loaded = done.stdout.rpartition("LOADED ")[2].split()
+  assert "fsb_jax" in loaded
+  assert not HEAVY & set(loaded)
+  assert len(loaded) < most, loaded
 
 
 def test_a_llama_is_cut_into_parts_and_written_as_the_hub_has_it(fsb, tmp_path):
