@@ -1,5 +1,6 @@
 import copy
 import itertools
+import threading
 import time
 
 import numpy as np
@@ -170,17 +171,30 @@ def test_the_digest_sees_whatever_decides_the_batches(tokenizer, declare):
 
 def test_a_stream_prepares_the_next_epoch_before_the_last_ends(tokenizer, declare, monkeypatch):
   """An order that takes long to draw does not hold up the batches around an epoch's end."""
-  drawing = 0.7
+  steps, epochs = 20, 3
+  begun, served = ([threading.Event() for _ in range(epochs)] for _ in range(2))
   original = Batching._order
-  monkeypatch.setattr(Batching, "_order", lambda self, epoch: time.sleep(drawing) or original(self, epoch))
-  loader = Loader(declare([5] * 80), "train", tokenizer, 24, 4, shuffle=True)
-  waits, since = [], time.monotonic()
-  for _ in loader.stream(0, 60):
-    waits.append(time.monotonic() - since)
-    time.sleep(0.04)  # a step; an epoch of twenty takes longer than its order
+
+  def order(self, epoch):
+    begun[epoch].set()
+    time.sleep(0.5) if epoch == 0 else served[epoch - 1].wait(60)
+    return original(self, epoch)
+
+  monkeypatch.setattr(Batching, "_order", order)
+  loader = Loader(declare([5] * steps * 4), "train", tokenizer, 24, 4, shuffle=True)
+  stream, waits = loader.stream(0, steps * epochs), []
+  for step in range(steps * epochs):
+    epoch, step_of_epoch = divmod(step, steps)
+    # Well before the batches that are made ahead would ask for it.
+    if step_of_epoch == 5 and epoch + 1 < epochs:
+      assert begun[epoch + 1].wait(60)
+    if step_of_epoch == 0 and epoch:
+      served[epoch - 1].set()
     since = time.monotonic()
-  assert waits[0] > 0.5 and max(waits[1:]) < 0.2
-  assert loader.waited == pytest.approx(sum(waits), abs=0.05)
+    next(stream)
+    waits.append(time.monotonic() - since)
+  assert waits[0] >= 0.5 and max(waits) < 60
+  assert 0.5 <= loader.waited <= sum(waits)
 
 
 def test_order_depends_on_seed_and_epoch_and_nothing_else(tokenizer, declare):

@@ -1,6 +1,6 @@
 """Counting a model's matrix products, and holding a step's rate against the chip's peak."""
 
-import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -39,19 +39,19 @@ def test_loops_convolutions_and_branches():
 
 def test_utilisation_is_the_rate_over_the_peak_of_all_devices(monkeypatch):
   monkeypatch.setattr(measure, "peak_per_second", lambda device: 1e9)
-  window = measure.Window({128: 10**8, 64: 4 * 10**7})
-  began = time.monotonic()
   metrics = {name: jnp.float32(1) for name in ("loss", "gradient_norm", "examples", "tokens")} | {"bad": jnp.float32(0)}
+  now = 100.0
+  monkeypatch.setattr(measure, "time", SimpleNamespace(monotonic=lambda: now))
+  window = measure.Window({128: 10**8, 64: 4 * 10**7})
   for length in (128, 64, 128):
-    time.sleep(0.02)
-    window.add(metrics, length, waited=0.005)
+    now += 0.25
+    window.add(metrics, length, waited=0.0625)
+  now += 0.125  # until the device is done
   _, result = window.close()
-  seconds = time.monotonic() - began
   window.finish()
-  expected = 2.4e8 / seconds / (1e9 * jax.device_count())
-  assert result["flops_utilisation"] == pytest.approx(expected, rel=0.2)
-  assert result["data_wait_share"] == pytest.approx(0.015 / seconds, rel=0.2)
-  assert result["step_seconds"] == pytest.approx(seconds / 3, rel=0.2)
+  assert result["flops_utilisation"] == pytest.approx(2.4e8 / 0.875 / (1e9 * jax.device_count()))
+  assert result["data_wait_share"] == pytest.approx(3 * 0.0625 / 0.875)
+  assert result["step_seconds"] == pytest.approx(0.875 / 3)
 
 
 def test_this_machines_peak_is_not_made_up():
