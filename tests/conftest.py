@@ -11,11 +11,12 @@ import pytest
 
 # The CPU as eight devices, so that meshes are tested where there is one machine and no accelerator.
 _FLAGS = ["--xla_force_host_platform_device_count=8"]
-# Tests compile much and compute little: LLVM's optimisations and XLA's newer emitters cost more than they save.
+# Tests compile much and compute little: LLVM's optimisations, XLA's newer emitters and the cutting of each module into
+# parts for many cores cost more than they save.
 if not os.environ.get("FSB_OPTIMISED_TESTS"):
   _FLAGS += [
     "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1",
   ]  # fmt: skip
 
 os.environ["JAX_PLATFORMS"] = "cpu"
