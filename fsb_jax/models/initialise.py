@@ -1,5 +1,6 @@
 """What a model takes, the shapes of its parameters, and fresh values for those a checkpoint lacks."""
 
+import functools
 import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -35,9 +36,15 @@ def dummy_ids(model: nn.Module) -> jax.Array:
   return jnp.zeros((1, 1, 8) if getattr(model.head, "takes_choices", False) else (1, 8), jnp.int32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def initial_params(model: nn.Module, key: jax.Array, *arguments: jax.Array, **inputs: jax.Array) -> Any:
+  """A model's parameters, freshly drawn, in boxes that hold logical names; traced once for equal models."""
+  return model.init(key, *arguments, **inputs)["params"]
+
+
 def abstract_params(model: nn.Module) -> Any:
   """Shapes, dtypes and logical names (boxes) of a model's parameters; nothing is allocated."""
-  return jax.eval_shape(model.init, jax.random.key(0), dummy_ids(model))["params"]
+  return initial_params.eval_shape(model, jax.random.key(0), dummy_ids(model))
 
 
 def flatten(params: Mapping) -> dict[str, Any]:

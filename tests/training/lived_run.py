@@ -58,7 +58,9 @@ def note_phases(folder: Path, index: int, evaluate) -> None:
 
 def main() -> None:
   folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
-  os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.get('devices', 1)}"
+  # Compiled as all tests are, on as many devices as asked for: of a flag given twice the last counts.
+  devices = f"--xla_force_host_platform_device_count={options.get('devices', 1)}"
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   import jax

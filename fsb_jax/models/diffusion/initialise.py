@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from fsb_jax.models.diffusion.autoencoder import Autoencoder
 from fsb_jax.models.diffusion.unet import UNet
+from fsb_jax.models.initialise import initial_params
 
 
 def dummy_inputs(model: UNet | Autoencoder) -> dict[str, jax.Array]:
@@ -29,5 +30,4 @@ def dummy_inputs(model: UNet | Autoencoder) -> dict[str, jax.Array]:
 
 def abstract_params(model: UNet | Autoencoder) -> Any:
   """Shapes, dtypes and logical names (boxes) of a model's parameters; nothing is allocated."""
-  inputs = dummy_inputs(model)
-  return jax.eval_shape(lambda key: model.init(key, **inputs), jax.random.key(0))["params"]
+  return initial_params.eval_shape(model, jax.random.key(0), **dummy_inputs(model))
