@@ -127,7 +127,11 @@ def original_shapes(component, config):
 
 @pytest.mark.parametrize(
   "config",
-  [*diffusion.UNET_SIZES.values(), pytest.param(diffusion.UNetConfig(in_channels=9), marks=pytest.mark.slow)],
+  [
+    *(pytest.param(config, marks=pytest.mark.slow if name == "stable_diffusion_2" else [])
+      for name, config in diffusion.UNET_SIZES.items()),
+    pytest.param(diffusion.UNetConfig(in_channels=9), marks=pytest.mark.slow),
+  ],
 )
 def test_configs_follow_from_shapes(config):
   shapes = original_shapes(UNET, config)
