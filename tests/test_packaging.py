@@ -29,6 +29,7 @@ def probe(folder, environment=None):
   return done.stdout.splitlines()
 
 
+@pytest.mark.slow  # every other test runs from an editable installation
 def test_editable_from_any_folder(tmp_path):
   assert probe(tmp_path)[0] == str(ROOT / "fsb_jax" / "__init__.py")
 

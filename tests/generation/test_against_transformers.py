@@ -50,7 +50,14 @@ def check(family, options, seed):
 
 
 # Each of the two kinds meets every other family.
-@pytest.mark.parametrize("family,kind", [(name, ("rules", "early")[i % 2]) for i, name in enumerate(WRITERS)])
+@pytest.mark.parametrize(
+  "family,kind",
+  [
+    # Those that write as another family does are slow.
+    pytest.param(name, ("rules", "early")[i % 2], marks=pytest.mark.slow if name in ("mt5", "pegasus") else [])
+    for i, name in enumerate(WRITERS)
+  ],
+)
 def test_every_family(family, kind):
   for seed in range(2):
     check(family, {**GREEDY, **BEAMS}[kind], seed)
