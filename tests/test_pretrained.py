@@ -53,9 +53,9 @@ def logits_of(loaded):
     ("hub", {}, 1e-4),
     ("hub", {"scan_layers": False}, 1e-4),
     ("ours", {}, 1e-4),
-    ("ours", {"scan_layers": False}, 1e-4),
+    pytest.param("ours", {"scan_layers": False}, 1e-4, marks=pytest.mark.slow),
     ("ours", {"mesh": {"fsdp": 2, "tensor": 4}}, 1e-4),
-    ("hub", {"mesh": {"fsdp": 8}}, 1e-4),
+    pytest.param("hub", {"mesh": {"fsdp": 8}}, 1e-4, marks=pytest.mark.slow),
     ("ours", {"dtype": "bfloat16", "param_dtype": "bfloat16"}, 1.0),
   ],
   ids=str,
@@ -205,8 +205,13 @@ def test_rows_longer_than_the_model_reads_are_refused_before_a_text_is(task, sho
     fsb_jax.pipeline(task, short_bert, batch_size=0, **head)
 
 
-@pytest.mark.parametrize("kind", ["hub", "ours"])
-@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize(
+  ("kind", "scan_layers"),
+  [
+    ("hub", True), ("ours", False),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (("hub", False), ("ours", True))),
+  ],
+)  # fmt: skip
 def test_another_number_of_tokens(hub, ours, kind, scan_layers):
   folder, expected = (hub[0] if kind == "hub" else ours), hub[1]
   grown = fsb_jax.from_pretrained(folder, vocab_size=105, scan_layers=scan_layers, mesh={"tensor": 4})

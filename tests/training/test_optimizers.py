@@ -339,7 +339,9 @@ def test_clipping_is_by_the_norm_of_all_gradients(norm, expected):
   np.testing.assert_allclose(updates["bias"] * -1e8, [-4.0 * expected], rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", LM)
+@pytest.mark.parametrize(
+  "family", [pytest.param(name, marks=pytest.mark.slow if place % 3 else []) for place, name in enumerate(LM)]
+)
 @pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_decay_takes_kernels_and_embeddings_of_real_models(family, scan):
   size = next(iter(models.family(family).sizes))

@@ -120,6 +120,7 @@ def finished(table, tokenizer, tmp_path_factory):
   return folder, trained(folder, table, tokenizer, 60, mesh=one_device())
 
 
+@pytest.mark.slow
 def test_it_learns_to_choose(finished):
   _, metrics = finished
   assert metrics["examples"] == 45 and metrics["majority_baseline"] == pytest.approx(30 / 45)
@@ -133,6 +134,7 @@ def test_trained_on_a_mesh_as_on_one_device(table, tokenizer, tmp_path):
   assert cube == pytest.approx(one, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_scored_and_asked_afterwards_it_says_the_same(finished, table, tokenizer, tmp_path):
   folder, metrics = finished
   asked = dict(

@@ -147,7 +147,9 @@ def diffusers_embedding(numbers, cosine_first, shift):
 PUBLISHED = {"stable_diffusion_1": 859_520_964, "stable_diffusion_2": 865_910_724, "stable_diffusion_xl": 2_567_463_684}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+  "name", [pytest.param(name, marks=[] if name == "stable_diffusion_1" else pytest.mark.slow) for name in PUBLISHED]
+)
 def test_published_sizes(name):
   params = nn.meta.unbox(diffusion.abstract_params(diffusion.UNet(diffusion.UNET_SIZES[name])))
   assert sum(x.size for x in jax.tree.leaves(params)) == PUBLISHED[name]
